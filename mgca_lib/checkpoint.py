@@ -1,0 +1,175 @@
+"""Checkpoints: weights as safetensors, settings as json, nothing that needs unpickling.
+
+A checkpoint is a folder: ``model.safetensors``, ``config.json``, ``text/`` (tokenizer and sizes of
+the report encoder) and, where training may go on,
+``state.safetensors`` with ``state.json`` (optimiser, random generators, counters). It is written under another
+name and renamed when complete, so that a folder of the right name is a whole checkpoint.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from mgca_lib.config import Config, ConfigError
+from mgca_lib.data.tokenization import load_tokenizer
+from mgca_lib.encoders import EncoderError
+from mgca_lib.model import MGCA, build_model
+
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+STATE_FILE = "state.safetensors"
+COUNTERS_FILE = "state.json"
+TEXT_FOLDER = "text"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, incomplete or of another model; the message names the file."""
+
+
+def save_checkpoint(
+    folder: Path,
+    model: MGCA,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    provenance: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
+    counters: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; the folder appears complete or not at all, and replaces one of the same name.
+
+    Args:
+        folder: Where the checkpoint shall lie.
+        model: Its weights and configuration are written.
+        tokenizer: Written beside the weights, since its ids mean nothing without it.
+        provenance: Seed, data hash, versions: JSON-compatible.
+        state: Tensors that training needs to go on.
+        counters: Numbers that training needs to go on, JSON-compatible.
+    """
+    folder = Path(folder)
+    part = folder.with_name(folder.name + ".part")
+    if part.exists():
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, part / MODEL_FILE)
+    content = {"config": model.config.to_dict(), "provenance": dict(provenance)}
+    (part / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    model.report_encoder.model.config.save_pretrained(part / TEXT_FOLDER)
+    tokenizer.save_pretrained(part / TEXT_FOLDER)
+    if state is not None:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / STATE_FILE)
+        (part / COUNTERS_FILE).write_text(json.dumps(dict(counters or {})) + "\n", encoding="utf-8")
+    if folder.exists():
+        # A folder cannot replace another in one step: the old one steps aside first. A kill between the two
+        # renames leaves the whole old checkpoint under ".old", where load looks as well.
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+        os.replace(part, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(part, folder)
+
+
+def find_checkpoint(folder: str | Path) -> Path | None:
+    """Return the folder that holds a complete checkpoint of this name, or ``None``."""
+    folder = Path(folder)
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / MODEL_FILE).is_file():
+            return candidate
+    return None
+
+
+def load_checkpoint(
+    folder: str | Path, *, device: torch.device | str = "cpu"
+) -> tuple[MGCA, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Load model, tokenizer and provenance of a checkpoint; nothing is unpickled and nothing downloaded.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or incomplete, or its weights do not fit its configuration.
+    """
+    found = find_checkpoint(folder)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: no checkpoint ({MODEL_FILE} is missing); run notebook 06, or python -m mgca_lib.pretrain"
+        )
+    config, provenance = read_config(found)
+    tokenizer = load_tokenizer(found / TEXT_FOLDER)
+    try:
+        model = build_model(config, tokenizer, architecture=found / TEXT_FOLDER)
+    except EncoderError as error:
+        raise CheckpointError(f"{found / CONFIG_FILE}: {error}") from None
+    load_weights(model, found / MODEL_FILE)
+    return model.to(device).eval(), tokenizer, provenance
+
+
+def read_config(folder: str | Path) -> tuple[Config, dict[str, Any]]:
+    """Return configuration and provenance of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, not JSON, or holds unknown settings.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Config.from_dict(content["config"]), dict(content["provenance"])
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: not the configuration of a checkpoint ({error})") from None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a model whose parameters must match it exactly.
+
+    Raises:
+        CheckpointError: the file cannot be read, or names or shapes differ; the message names the first.
+    """
+    weights = read_tensors(path)
+    expected = model.state_dict()
+    for name in sorted(set(expected) ^ set(weights)):
+        side = "is missing" if name in expected else "is unknown to this architecture"
+        raise CheckpointError(f"{path}: weight {name!r} {side}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path}: weight {name!r} is {tuple(tensor.shape)}, this architecture has {tuple(expected[name].shape)}"
+            )
+    model.load_state_dict(weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def read_state(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and counters that training needs to go on from a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint holds no training state, or it is damaged.
+    """
+    path = Path(folder) / COUNTERS_FILE
+    try:
+        counters = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise CheckpointError(f"{path}: missing, so training cannot go on from this checkpoint") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    return read_tensors(Path(folder) / STATE_FILE), counters

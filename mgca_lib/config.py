@@ -1,0 +1,227 @@
+"""Settings: frozen dataclasses, three profiles, no other configuration layer.
+
+``smoke`` proves that every cell runs, ``demo`` trains something worth looking at on a laptop's CPU, ``paper`` is
+the published recipe. ``load_profile("demo", epochs=3)`` changes single settings; an unknown name raises.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+Upstream = Literal["", "vit", "resnet"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or out of range; the message is one line that names it."""
+
+
+def _setting(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def _require(part: Any, name: str, holds: bool, problem: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} = {getattr(part, name)!r}: {problem}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two encoders and the space they share. Defaults: the paper's ViT variant."""
+
+    backbone: str = _setting("vit_base_patch16_224", "timm name of the image encoder, ViT or CNN")
+    backbone_weights: bool = _setting(True, "start the image encoder from timm's ImageNet weights (needs the hub)")
+    backbone_channels: list[int] = _setting([], "channels per stage, for timm ResNets only; empty: as published")
+    stored_size: int = _setting(256, "side of the padded square image before cropping, pixels")
+    image_size: int = _setting(224, "side of the crop that the encoder sees, pixels")
+    upsample_to: int = _setting(0, "resize the crop to this side inside the encoder (upstream ResNet-50: 299); 0: off")
+    text_model: str = _setting(
+        "emilyalsentzer/Bio_ClinicalBERT",
+        "hub id or folder of a BERT-type model; empty: build one from the text_* sizes",
+    )
+    text_layers: int = _setting(6, "number of transformer layers used, counted from the first")
+    text_width: int = _setting(768, "hidden size; read only when text_model is empty")
+    text_heads: int = _setting(12, "attention heads; read only when text_model is empty")
+    text_dropout: float = _setting(0.1, "dropout; read only when text_model is empty")
+    text_vocabulary: int = _setting(
+        4000, "size of the WordPiece vocabulary trained on the reports when text_model is empty"
+    )
+    max_pieces: int = _setting(112, "word pieces kept of a report, [CLS] and [SEP] included")
+    hidden_dim: int = _setting(2048, "hidden width of the projection heads")
+    joint_dim: int = _setting(128, "D, width of the joint space")
+
+    def __post_init__(self) -> None:
+        _require(self, "stored_size", self.stored_size >= self.image_size, "must be at least image_size")
+        _require(self, "text_width", self.text_width % self.text_heads == 0, "must be a multiple of text_heads")
+        for name in ("image_size", "text_layers", "text_vocabulary", "hidden_dim", "joint_dim"):
+            _require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        _require(self, "max_pieces", self.max_pieces >= 3, "must be at least 3: [CLS], one piece, [SEP]")
+        _require(self, "text_dropout", 0 <= self.text_dropout < 1, "must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """Weights and settings of the three alignment terms (section 3 of the paper)."""
+
+    instance_weight: float = _setting(1.0, "lambda_1, weight of instance alignment (ITA)")
+    token_weight: float = _setting(1.0, "lambda_2, weight of token alignment (CTA)")
+    prototype_weight: float = _setting(1.0, "lambda_3, weight of prototype alignment (CPA)")
+    instance_temperature: float = _setting(0.07, "tau_1, softmax temperature of ITA")
+    token_temperature: float = _setting(0.1, "tau_2, temperature of the cross-attention and the contrast of CTA")
+    prototype_temperature: float = _setting(0.2, "tau_3, temperature of the prototype softmax of CPA")
+    num_prototypes: int = _setting(500, "K, number of prototypes")
+    sinkhorn_epsilon: float = _setting(0.05, "entropic regularisation of Sinkhorn")
+    sinkhorn_iterations: int = _setting(3, "Sinkhorn iterations")
+    freeze_prototypes_epochs: int = _setting(1, "epochs during which the prototypes do not move")
+    gather: bool = _setting(True, "contrast and balance over all processes, not over each process alone (as upstream)")
+    upstream: Upstream = _setting("", "reproduce the published code's token alignment: vit or resnet; empty: corrected")
+
+    def __post_init__(self) -> None:
+        for name in ("instance_temperature", "token_temperature", "prototype_temperature", "sinkhorn_epsilon"):
+            _require(self, name, getattr(self, name) > 0, "must be positive")
+        for name in ("instance_weight", "token_weight", "prototype_weight", "freeze_prototypes_epochs"):
+            _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        _require(self, "num_prototypes", self.num_prototypes >= 2, "must be at least 2")
+        _require(self, "sinkhorn_iterations", self.sinkhorn_iterations >= 1, "must be at least 1")
+        _require(self, "upstream", self.upstream in ("", "vit", "resnet"), "must be vit, resnet or empty")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The pretraining loop. Defaults: the published recipe (methods of the paper, section 4.1)."""
+
+    epochs: int = _setting(50, "passes over the training pairs")
+    batch_size: int = _setting(72, "pairs per process and forward pass (published: 72 on each of 2 GPUs)")
+    accumulation: int = _setting(1, "forward passes per optimiser step")
+    learning_rate: float = _setting(2e-5, "peak learning rate of AdamW")
+    weight_decay: float = _setting(0.05, "weight decay of AdamW")
+    warmup_fraction: float = _setting(0.4, "share of all steps with linearly rising learning rate; then cosine")
+    clip_norm: float = _setting(0.0, "clip the gradient to this norm; 0: off (published)")
+    patience: int = _setting(5, "stop after so many epochs without a better validation loss; 0: never")
+    precision: Precision = _setting("auto", "auto: bf16 where the device is fast in it; or fp32, bf16")
+    workers: int = _setting(12, "loader processes per training process")
+    checkpoint_steps: int = _setting(500, "write a resumable checkpoint every so many steps, and after each epoch")
+    max_train_pairs: int = _setting(0, "use only the first so many training pairs of a seeded shuffle; 0: all")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulation", "checkpoint_steps"):
+            _require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        _require(self, "batch_size", self.batch_size >= 2, "must be at least 2: contrast needs a second pair")
+        _require(self, "learning_rate", self.learning_rate > 0, "must be positive")
+        _require(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "must be in [0, 1)")
+        _require(self, "precision", self.precision in ("auto", "fp32", "bf16"), "must be auto, fp32 or bf16")
+        for name in ("weight_decay", "clip_norm", "patience", "workers", "max_train_pairs"):
+            _require(self, name, getattr(self, name) >= 0, "must not be negative")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run."""
+
+    profile: str
+    model: ModelConfig
+    alignment: AlignmentConfig
+    training: TrainingConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as nested dictionaries, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Config":
+        """Rebuild the settings that :meth:`to_dict` returned.
+
+        Raises:
+            ConfigError: a key is missing or unknown, or a value is out of range.
+        """
+        expected = {item.name for item in fields(cls)}
+        if set(content) != expected:
+            raise ConfigError(f"configuration: expected the keys {sorted(expected)}, found {sorted(content)}")
+        parts = {"model": ModelConfig, "alignment": AlignmentConfig, "training": TrainingConfig}
+        for name, part in parts.items():
+            unknown = set(content[name]) - {item.name for item in fields(part)}
+            if unknown:
+                raise ConfigError(f"configuration: unknown setting {name}.{sorted(unknown)[0]}")
+        return cls(profile=content["profile"], **{name: part(**content[name]) for name, part in parts.items()})
+
+    def override(self, **settings: Any) -> "Config":
+        """Return a copy with single settings changed, whichever part they belong to.
+
+        Raises:
+            ConfigError: no part has a setting of that name, or its value is out of range.
+
+        >>> load_profile("demo").override(epochs=3).training.epochs
+        3
+        """
+        parts = {}
+        for name in ("model", "alignment", "training"):
+            part = getattr(self, name)
+            own = {item.name for item in fields(part)} & set(settings)
+            parts[name] = replace(part, **{key: settings.pop(key) for key in own})
+        if settings:
+            raise ConfigError(f"unknown setting {sorted(settings)[0]!r}; see python -m mgca_lib.pretrain --help")
+        return replace(self, **parts)
+
+
+_SMALL_TEXT = {"text_model": "", "text_layers": 2, "backbone_weights": False}
+
+PROFILES: dict[str, Config] = {
+    "smoke": Config(
+        profile="smoke",
+        model=ModelConfig(
+            **_SMALL_TEXT,
+            backbone="test_resnet",
+            stored_size=72,
+            image_size=64,
+            text_width=32,
+            text_heads=2,
+            text_vocabulary=400,
+            hidden_dim=64,
+            joint_dim=32,
+        ),
+        alignment=AlignmentConfig(num_prototypes=12),
+        training=TrainingConfig(
+            epochs=2, batch_size=16, learning_rate=1e-3, workers=0, precision="fp32", checkpoint_steps=50
+        ),
+    ),
+    "demo": Config(
+        profile="demo",
+        model=ModelConfig(
+            **_SMALL_TEXT,
+            backbone="resnet10t",
+            backbone_channels=[32, 64, 128, 256],
+            stored_size=108,
+            image_size=96,
+            text_width=192,
+            text_heads=6,
+            text_vocabulary=1500,
+            hidden_dim=512,
+            joint_dim=128,
+        ),
+        alignment=AlignmentConfig(num_prototypes=64),
+        training=TrainingConfig(
+            epochs=15, batch_size=64, learning_rate=1e-3, warmup_fraction=0.1, workers=0, checkpoint_steps=100
+        ),
+    ),
+    "paper": Config(profile="paper", model=ModelConfig(), alignment=AlignmentConfig(), training=TrainingConfig()),
+}
+
+
+def load_profile(name: str, **settings: Any) -> Config:
+    """Return a profile, with single settings changed.
+
+    Args:
+        name: ``"smoke"``, ``"demo"`` or ``"paper"``.
+        **settings: Settings to change, by name.
+
+    Raises:
+        ConfigError: the profile or a setting is unknown, or a value is out of range.
+
+    >>> load_profile("paper").training.batch_size
+    72
+    """
+    if name not in PROFILES:
+        raise ConfigError(f"PROFILE: no profile called {name!r}; use one of {', '.join(PROFILES)}")
+    return PROFILES[name].override(**settings)

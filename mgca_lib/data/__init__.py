@@ -1,0 +1,1 @@
+"""Prepared datasets, reports, tokens and the datasets that feed training and evaluation."""

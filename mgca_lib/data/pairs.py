@@ -1,0 +1,172 @@
+"""Image-report pairs, the batches that pretraining sees, and their order.
+
+The order and the crops depend on the seed and the epoch alone: not on the number of processes or loader workers,
+and not on how often a run was interrupted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from mgca_lib.data.studies import DatasetError, Studies
+from mgca_lib.data.tasks import load_picture
+from mgca_lib.data.tokenization import NO_WORD, tokenize_reports
+from mgca_lib.data.transforms import ImageTransform
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A batch of image-report pairs; row ``i`` of every tensor is the same study.
+
+    Attributes:
+        images: ``(B, 1, S, S)`` float32 in [-1, 1].
+        pieces: ``(B, T)`` int64 word-piece ids, padded with the tokenizer's padding id.
+        piece_keep: ``(B, T)`` bool, ``True`` = real.
+        word_ids: ``(B, T)`` int64, number of the word a piece belongs to; -1 for [CLS], [SEP] and padding.
+        num_words: ``W``, number of word slots: the longest report of the batch.
+        rows: ``(B,)`` int64, row numbers in the dataset.
+    """
+
+    images: Tensor
+    pieces: Tensor
+    piece_keep: Tensor
+    word_ids: Tensor
+    num_words: int
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> "PairBatch":
+        """Return the batch on another device (asynchronous from pinned memory)."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+    def pin_memory(self) -> "PairBatch":
+        """Return the batch in page-locked memory; the loader calls this when a GPU is used."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.pin_memory() for name, value in tensors.items()})
+
+
+class PairImages(Dataset):
+    """Image-report pairs of a prepared dataset.
+
+    An item is asked for by row number (centre crop or crop 0), or by ``(row, epoch)``: the random crop then
+    depends on seed, epoch and row alone.
+
+    Args:
+        studies: Images whose ``sentences`` are not empty, usually one split.
+        tokenizer: Cuts words into pieces.
+        transform: Makes the tensor from the stored image.
+        max_pieces: Pieces kept of a report.
+        seed: Seed of the random crops.
+
+    Raises:
+        DatasetError: a row has no report; the message names it.
+    """
+
+    def __init__(
+        self,
+        studies: Studies,
+        tokenizer: PreTrainedTokenizerBase,
+        transform: ImageTransform,
+        *,
+        max_pieces: int,
+        seed: int,
+    ) -> None:
+        reports = report_texts(studies)
+        for row, report in enumerate(reports):
+            if not report:
+                image_id = studies.table["image_id"].iat[row]
+                raise DatasetError(f"{studies.root}: image {image_id!r} (row {row}) has no report to pair it with")
+        self.studies = studies
+        self.transform = transform
+        self.seed = seed
+        self.padding = int(tokenizer.pad_token_id)
+        self.tokens = tokenize_reports(tokenizer, [report.split() for report in reports], max_pieces=max_pieces)
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[int, Tensor, np.ndarray, np.ndarray]:
+        row, epoch = key if isinstance(key, tuple) else (key, 0)
+        # SeedSequence mixes the three numbers well; consecutive seeds would give similar first draws.
+        seed = int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        image = self.transform(load_picture(self.studies, row), generator)
+        return row, image, *self.tokens.report(row)
+
+    def collate(self, items: Sequence[tuple[int, Tensor, np.ndarray, np.ndarray]]) -> PairBatch:
+        """Stack items; reports are padded to the longest one of the batch."""
+        length = max(len(pieces) for _, _, pieces, _ in items)
+        pieces = np.full((len(items), length), self.padding, dtype=np.int64)
+        words = np.full((len(items), length), NO_WORD, dtype=np.int64)
+        keep = np.zeros((len(items), length), dtype=bool)
+        for index, (_, _, own_pieces, own_words) in enumerate(items):
+            pieces[index, : len(own_pieces)] = own_pieces
+            words[index, : len(own_words)] = own_words
+            keep[index, : len(own_pieces)] = True
+        return PairBatch(
+            images=torch.stack([image for _, image, _, _ in items]),
+            pieces=torch.from_numpy(pieces),
+            piece_keep=torch.from_numpy(keep),
+            word_ids=torch.from_numpy(words),
+            num_words=int(words.max()) + 1,
+            rows=torch.tensor([row for row, _, _, _ in items]),
+        )
+
+
+@dataclass(frozen=True)
+class EpochBatches:
+    """Batches of one epoch for one process: a batch sampler.
+
+    All processes cut the same seeded permutation into global batches; process ``r`` takes every ``processes``-th
+    element of each, from the ``r``-th on. The last, incomplete global batch is dropped, since contrast depends on
+    the number of negatives.
+
+    Attributes:
+        size: Number of pairs.
+        batch_size: Pairs per process.
+        seed: Seed of the permutation.
+        epoch: Epoch, counted from 0.
+        rank: Number of this process.
+        processes: Number of processes.
+        first: Global batches to skip, for resuming in the middle of an epoch.
+        shuffle: ``False`` keeps one fixed permutation for all epochs (validation), so that neighbours in the
+            table, often two images of one study, do not meet in a batch.
+    """
+
+    size: int
+    batch_size: int
+    seed: int
+    epoch: int = 0
+    rank: int = 0
+    processes: int = 1
+    first: int = 0
+    shuffle: bool = True
+
+    @property
+    def total(self) -> int:
+        """Number of global batches in the whole epoch."""
+        return self.size // (self.batch_size * self.processes)
+
+    def __len__(self) -> int:
+        return max(0, self.total - self.first)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        entropy = (self.seed, self.epoch + 1) if self.shuffle else (self.seed, 0)
+        order = np.random.default_rng(entropy).permutation(self.size)
+        width = self.batch_size * self.processes
+        for batch in range(self.first, self.total):
+            rows = order[batch * width : (batch + 1) * width][self.rank :: self.processes]
+            yield [(int(row), self.epoch) for row in rows]
+
+
+def report_texts(studies: Studies) -> list[str]:
+    """Return the cleaned report of every row: its sentences joined by spaces, as the tokenizer sees it."""
+    return [" ".join(sentences) for sentences in studies.table["sentences"]]

@@ -1,0 +1,355 @@
+"""The prepared dataset: the one thing on disk that the library reads (contract 1 of the architecture).
+
+A prepared dataset is a folder with ``studies.parquet`` (one row an image), ``images/``, optionally ``masks/``,
+and ``card.json``. The scripts in ``data_scripts/`` write it, everything else loads it. Both sides validate, and
+say which row and column is wrong.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SPLITS = ("train", "valid", "test")
+VIEWS = ("PA", "AP", "lateral", "")
+TABLE_FILE = "studies.parquet"
+CARD_FILE = "card.json"
+
+_TEXT_COLUMNS = (
+    "image_id",
+    "patient_id",
+    "study_id",
+    "split",
+    "view",
+    "image",
+    "findings",
+    "impression",
+    "mask",
+    "source",
+)
+COLUMNS = (
+    "image_id",
+    "patient_id",
+    "study_id",
+    "split",
+    "view",
+    "image",
+    "width",
+    "height",
+    "findings",
+    "impression",
+    "sentences",
+    "labels",
+    "boxes",
+    "mask",
+    "source",
+)
+_BOX_TYPE = pa.struct([(name, pa.float64()) for name in ("x", "y", "w", "h")] + [("name", pa.string())])
+
+
+class DatasetError(ValueError):
+    """A prepared dataset breaks the contract; the message is one line that names file, row and column."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a prepared dataset is and how it was made; stored as ``card.json``.
+
+    Attributes:
+        name: Short name, for example ``"mimic_cxr"``.
+        version: Version of the raw release.
+        source: Where the raw data come from; ``"phantom"`` for synthetic data.
+        licence: Licence or data-use agreement of the raw data.
+        restricted: ``True`` when neither the data nor anything that shows them may be passed on.
+        counts: Number of images per split.
+        options: The preparation options that produced this table.
+        table_sha256: SHA-256 of ``studies.parquet``, hexadecimal.
+    """
+
+    name: str
+    version: str
+    source: str
+    licence: str
+    restricted: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    table_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Studies:
+    """A loaded prepared dataset, or a part of one.
+
+    Attributes:
+        root: Folder that the ``image`` and ``mask`` columns are relative to.
+        table: One row an image, columns ``COLUMNS``, index 0 ... N-1.
+        card: The dataset's card (of the whole dataset, also when this is one split of it).
+    """
+
+    root: Path
+    table: pd.DataFrame
+    card: Card
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels that the table holds, in stored order."""
+        return tuple(self.table["labels"].iloc[0]) if len(self.table) else ()
+
+    def split(self, name: str) -> "Studies":
+        """Return the rows of one split.
+
+        Raises:
+            DatasetError: ``name`` is not a split, or the split is empty.
+        """
+        if name not in SPLITS:
+            raise DatasetError(f"{self.root}: no split called {name!r}; use one of {', '.join(SPLITS)}")
+        return self.select(self.table["split"].to_numpy() == name, what=f"split {name!r}")
+
+    def select(self, keep: Sequence[int] | np.ndarray, *, what: str = "selection") -> "Studies":
+        """Return the rows that a boolean mask or a list of row numbers names.
+
+        Raises:
+            DatasetError: nothing is selected.
+        """
+        rows = np.asarray(keep)
+        part = self.table[rows] if rows.dtype == bool else self.table.iloc[rows]
+        if part.empty:
+            raise DatasetError(f"{self.root / TABLE_FILE}: {what} holds no image")
+        return replace(self, table=part.reset_index(drop=True))
+
+    def image_path(self, row: int) -> Path:
+        """Path of the image of row number ``row``."""
+        return self.root / self.table["image"].iat[row]
+
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        """Return labels as float32 ``(N, len(names))``: 1 present, 0 absent, -1 uncertain, NaN unknown.
+
+        Raises:
+            DatasetError: the dataset has no label of that name.
+        """
+        for name in names:
+            if len(self.table) and name not in self.label_names:
+                raise DatasetError(
+                    f"{self.root / TABLE_FILE}: no label {name!r}; there are {', '.join(self.label_names)}"
+                )
+        values = [[row[name] for name in names] for row in self.table["labels"]]
+        return np.array(values, dtype=np.float32).reshape(len(self.table), len(names))
+
+
+def write_studies(
+    root: Path,
+    table: pd.DataFrame,
+    *,
+    name: str,
+    version: str,
+    source: str,
+    licence: str,
+    restricted: bool,
+    options: Mapping[str, Any],
+) -> Card:
+    """Validate a table and write ``studies.parquet`` and ``card.json`` into ``root``.
+
+    Both files are written under a temporary name and renamed, so that a reader never sees half a file. The same
+    table gives the same bytes.
+
+    Args:
+        root: The dataset's folder; the images that the table names must lie in it already.
+        table: One row an image with the columns ``COLUMNS``, in any order.
+        name: Stored in the card, as are ``version``, ``source``, ``licence``, ``restricted`` and ``options``.
+        version: Version of the raw release.
+        source: Where the raw data come from.
+        licence: Licence of the raw data.
+        restricted: Whether outputs made from these data must stay on this computer.
+        options: Preparation options, JSON-compatible.
+
+    Returns:
+        The card that was written.
+
+    Raises:
+        DatasetError: the table breaks the contract.
+    """
+    root = Path(root)
+    where = root / TABLE_FILE
+    _check_columns(table, where)
+    table = table.loc[:, list(COLUMNS)].reset_index(drop=True)
+    _check_rows(table, where)
+    _check_files(table, root, where)
+    label_names = list(table["labels"].iloc[0])
+    schema = pa.schema(
+        [(column, pa.string()) for column in _TEXT_COLUMNS]
+        + [("width", pa.int64()), ("height", pa.int64()), ("sentences", pa.list_(pa.string()))]
+        + [("labels", pa.struct([(label, pa.float64()) for label in label_names])), ("boxes", pa.list_(_BOX_TYPE))]
+    )
+    columns = []
+    for column in COLUMNS:
+        values = table[column].tolist()
+        if column == "labels":
+            values = [{key: _known(value) for key, value in row.items()} for row in values]
+        columns.append(pa.array(values, type=schema.field(column).type))
+    arrow = pa.table(columns, names=list(COLUMNS))
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = where.with_suffix(".part")
+    pq.write_table(arrow, temporary, compression="zstd")
+    card = Card(
+        name=name,
+        version=version,
+        source=source,
+        licence=licence,
+        restricted=restricted,
+        counts={split: int((table["split"] == split).sum()) for split in SPLITS},
+        options=dict(options),
+        table_sha256=_sha256(temporary),
+    )
+    os.replace(temporary, where)
+    temporary = (root / CARD_FILE).with_suffix(".part")
+    temporary.write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, root / CARD_FILE)
+    return card
+
+
+def load_studies(root: str | Path) -> Studies:
+    """Load and validate a prepared dataset.
+
+    Raises:
+        DatasetError: a file is missing or changed since it was written, or the table breaks the contract; the
+            message names file, row and column.
+    """
+    root = Path(root)
+    card = load_card(root)
+    where = root / TABLE_FILE
+    if not where.is_file():
+        raise DatasetError(f"{where}: missing; run the prepare script of {card.name} again")
+    if _sha256(where) != card.table_sha256:
+        raise DatasetError(f"{where}: does not match the checksum in {CARD_FILE}; run the prepare script again")
+    try:
+        table = pq.read_table(where).to_pandas(maps_as_pydicts=None)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{where}: not a readable parquet file ({error})") from None
+    _check_columns(table, where)
+    table = table.loc[:, list(COLUMNS)]
+    _check_rows(table, where)
+    return Studies(root=root, table=table, card=card)
+
+
+def load_card(root: str | Path) -> Card:
+    """Load ``card.json`` alone.
+
+    Raises:
+        DatasetError: it is missing, not JSON, or has missing or unknown keys.
+    """
+    path = Path(root) / CARD_FILE
+    if not path.is_file():
+        raise DatasetError(
+            f"{path}: missing, so {root} is not a prepared dataset; make one with data_scripts/prepare_*.py"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not JSON ({error})") from None
+    expected = {item.name for item in fields(Card)}
+    if not isinstance(content, dict) or set(content) != expected:
+        found = set(content) if isinstance(content, dict) else set()
+        raise DatasetError(
+            f"{path}: wrong keys (missing {sorted(expected - found)}, unknown {sorted(found - expected)})"
+        )
+    return Card(**content)
+
+
+def _check_columns(table: pd.DataFrame, where: Path) -> None:
+    missing = [column for column in COLUMNS if column not in table.columns]
+    if missing:
+        raise DatasetError(f"{where}: column {missing[0]!r} is missing")
+    if table.empty:
+        raise DatasetError(f"{where}: holds no row")
+
+
+def _check_rows(table: pd.DataFrame, where: Path) -> None:
+    def fail(row: int, column: str, problem: str) -> None:
+        raise DatasetError(f"{where}: row {row}, column {column!r}: {problem}")
+
+    for column in _TEXT_COLUMNS:
+        for row, value in enumerate(table[column].tolist()):
+            if not isinstance(value, str):
+                fail(row, column, f"expected text, found {value!r}")
+    for column in ("image_id", "patient_id", "study_id", "image"):
+        for row, value in enumerate(table[column].tolist()):
+            if not value:
+                fail(row, column, "empty")
+    for column, allowed in (("split", SPLITS), ("view", VIEWS)):
+        for row, value in enumerate(table[column].tolist()):
+            if value not in allowed:
+                fail(row, column, f"{value!r} is not one of {', '.join(repr(name) for name in allowed)}")
+    doubled = table["image_id"].duplicated()
+    if doubled.any():
+        row = int(np.flatnonzero(doubled)[0])
+        fail(row, "image_id", f"{table['image_id'].iat[row]!r} appears twice")
+    for column in ("image", "mask"):
+        for row, value in enumerate(table[column].tolist()):
+            if value and (Path(value).is_absolute() or ".." in Path(value).parts):
+                fail(row, column, f"{value!r} must be a path inside the dataset")
+    for column in ("width", "height"):
+        for row, value in enumerate(table[column].tolist()):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                fail(row, column, f"expected a positive whole number, found {value!r}")
+    split_of: dict[str, str] = {}
+    for row, (patient, split) in enumerate(zip(table["patient_id"], table["split"], strict=True)):
+        if split_of.setdefault(patient, split) != split:
+            fail(row, "patient_id", f"patient {patient!r} is in split {split!r} and in {split_of[patient]!r}")
+    for row, sentences in enumerate(table["sentences"]):
+        if isinstance(sentences, str) or sentences is None or not all(isinstance(one, str) for one in sentences):
+            fail(row, "sentences", "expected a list of texts")
+    _check_labels(table, fail)
+    _check_boxes(table, fail)
+
+
+def _check_labels(table: pd.DataFrame, fail: Any) -> None:
+    first = table["labels"].iat[0]
+    for row, labels in enumerate(table["labels"]):
+        if not isinstance(labels, Mapping) or not labels:
+            fail(row, "labels", f"expected label names with values, found {labels!r}")
+        if list(labels) != list(first):
+            fail(row, "labels", f"label names differ from row 0: {list(labels)}")
+        for label, value in labels.items():
+            known = _known(value)
+            if known is not None and known not in (0.0, 1.0, -1.0):
+                fail(row, "labels", f"{label!r} is {value!r}; use 1, 0, -1 (uncertain) or null")
+
+
+def _check_boxes(table: pd.DataFrame, fail: Any) -> None:
+    for row, (boxes, width, height) in enumerate(zip(table["boxes"], table["width"], table["height"], strict=True)):
+        if boxes is None:
+            fail(row, "boxes", "expected a list, found nothing")
+        for box in boxes:
+            if set(box) != {"x", "y", "w", "h", "name"} or not box["name"]:
+                fail(row, "boxes", f"expected x, y, w, h and name, found {dict(box)!r}")
+            x, y, w, h = (float(box[key]) for key in "xywh")
+            if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= width + 1e-6 and y + h <= height + 1e-6):
+                fail(row, "boxes", f"box {(x, y, w, h)} does not lie inside the {width} x {height} image")
+
+
+def _check_files(table: pd.DataFrame, root: Path, where: Path) -> None:
+    for column in ("image", "mask"):
+        for row, value in enumerate(table[column].tolist()):
+            if value and not (root / value).is_file():
+                raise DatasetError(f"{where}: row {row}, column {column!r}: no file {root / value}")
+
+
+def _known(value: Any) -> float | None:
+    """Return a label as a float, or ``None`` where it is unknown (null or NaN)."""
+    return None if value is None or value != value else float(value)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

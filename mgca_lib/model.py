@@ -1,0 +1,152 @@
+"""MGCA: two encoders, four projection heads and the three alignment terms (section 3 of the paper)."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from mgca_lib.alignment.instance import InstanceAlignment
+from mgca_lib.alignment.prototype import PrototypeAlignment
+from mgca_lib.alignment.token import TokenAlignment, importance_weights
+from mgca_lib.config import Config
+from mgca_lib.data.pairs import PairBatch
+from mgca_lib.encoders import (
+    GlobalProjection,
+    ImageEncoder,
+    LocalProjection,
+    ReportEncoder,
+    Tokens,
+    build_image_encoder,
+    build_report_encoder,
+)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts of the objective, before their weights, and the weighted total; scalars.
+
+    Attributes:
+        instance: ITA, equation 3 of the paper.
+        token: CTA, equation 6.
+        prototype: CPA, equation 9.
+        total: ``lambda_1 ITA + lambda_2 CTA + lambda_3 CPA``.
+    """
+
+    instance: Tensor
+    token: Tensor
+    prototype: Tensor
+    total: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the parts by name, detached, the total last."""
+        return {name: getattr(self, name).detach() for name in ("instance", "token", "prototype", "total")}
+
+
+class MGCA(nn.Module):
+    """The model: a batch of image-report pairs in, the three losses out.
+
+    A term of weight 0 is neither computed nor reported (it is 0): ITA alone is what the published repository
+    calls ConVIRT.
+
+    Args:
+        config: Heads, temperatures and weights of the terms.
+        image_encoder: Gives patches.
+        report_encoder: Gives words.
+    """
+
+    def __init__(self, config: Config, image_encoder: ImageEncoder, report_encoder: ReportEncoder) -> None:
+        super().__init__()
+        alignment = config.alignment
+        sizes = {"hidden": config.model.hidden_dim, "joint": config.model.joint_dim}
+        self.config = config
+        self.image_encoder = image_encoder
+        self.report_encoder = report_encoder
+        self.image_global = GlobalProjection(image_encoder.feature_dim, **sizes)
+        self.image_local = LocalProjection(image_encoder.local_dim, **sizes)
+        self.report_global = GlobalProjection(report_encoder.feature_dim, **sizes)
+        self.report_local = LocalProjection(report_encoder.feature_dim, **sizes)
+        self.instance_alignment = InstanceAlignment(temperature=alignment.instance_temperature, gather=alignment.gather)
+        self.token_alignment = TokenAlignment(
+            temperature=alignment.token_temperature, upstream=alignment.upstream or None
+        )
+        self.prototype_alignment = PrototypeAlignment(
+            alignment.num_prototypes,
+            config.model.joint_dim,
+            temperature=alignment.prototype_temperature,
+            epsilon=alignment.sinkhorn_epsilon,
+            iterations=alignment.sinkhorn_iterations,
+            distributed=alignment.gather,
+        )
+
+    @property
+    def prototypes(self) -> Tensor:
+        """``(K, D)`` prototypes."""
+        return self.prototype_alignment.prototypes.weight
+
+    def encode_image(self, images: Tensor) -> Tokens:
+        """Encode ``(B, 1 or 3, S, S)`` images to unit vectors in the joint space, float32."""
+        tokens = self.image_encoder(images)
+        return replace(
+            tokens, pooled=self.image_global(tokens.pooled), local=self.image_local(tokens.local, tokens.keep)
+        )
+
+    def encode_report(self, batch: PairBatch) -> Tokens:
+        """Encode the reports of a batch to unit vectors in the joint space, float32."""
+        tokens = self.report_encoder(batch.pieces, batch.piece_keep, batch.word_ids, batch.num_words)
+        return replace(
+            tokens, pooled=self.report_global(tokens.pooled), local=self.report_local(tokens.local, tokens.keep)
+        )
+
+    def forward(self, batch: PairBatch) -> tuple[Losses, Tokens, Tokens]:
+        """Return the losses of a batch, and its image and report tokens."""
+        image, report = self.encode_image(batch.images), self.encode_report(batch)
+        weights = self.config.alignment
+        zero = image.pooled.new_zeros(())
+        instance = token = prototype = zero
+        if weights.instance_weight:
+            instance = self.instance_alignment(image.pooled, report.pooled)
+        if weights.token_weight:
+            token = self.token_alignment(
+                report.local,
+                image.local,
+                word_keep=report.keep,
+                word_weight=importance_weights(report.weight, report.keep),
+                patch_weight=importance_weights(image.weight, image.keep),
+            )
+        if weights.prototype_weight:
+            prototype = self.prototype_alignment(image.pooled, report.pooled)
+        total = weights.instance_weight * instance + weights.token_weight * token + weights.prototype_weight * prototype
+        return Losses(instance=instance, token=token, prototype=prototype, total=total), image, report
+
+
+def build_model(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int | None = None,
+    architecture: Path | None = None,
+) -> MGCA:
+    """Build the model that a configuration describes.
+
+    Args:
+        config: All settings.
+        tokenizer: Decides the size of the vocabulary.
+        seed: Seed of the initial weights; ``None`` leaves torch's generator as it is.
+        architecture: Folder with the report encoder's ``config.json``. Builds both encoders without any
+            published weights and without asking the hub: for a checkpoint's weights to be loaded into.
+
+    Raises:
+        EncoderError: an encoder cannot be built.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
+    model = config.model if architecture is None else replace(config.model, backbone_weights=False)
+    return MGCA(
+        config,
+        build_image_encoder(model),
+        build_report_encoder(
+            model, vocabulary=len(tokenizer), padding=int(tokenizer.pad_token_id), architecture=architecture
+        ),
+    )

@@ -1,0 +1,546 @@
+"""Pretraining: one loop on accelerate, from a laptop's CPU to many GPUs.
+
+``python -m mgca_lib.pretrain --help`` lists every setting; notebook 06 calls the same :func:`pretrain`. What the
+loop draws at random (order, crops, dropout) depends on the seed and the step alone, so a run that was killed and
+resumed ends with the same weights, bit for bit, as one that was not.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
+
+from mgca_lib.checkpoint import (
+    MODEL_FILE,
+    CheckpointError,
+    find_checkpoint,
+    load_weights,
+    read_state,
+    save_checkpoint,
+)
+from mgca_lib.config import AlignmentConfig, Config, ConfigError, ModelConfig, TrainingConfig, load_profile
+from mgca_lib.data.pairs import EpochBatches, PairBatch, PairImages, report_texts
+from mgca_lib.data.studies import DatasetError, Studies, load_studies
+from mgca_lib.data.tokenization import TokenizerError, load_tokenizer, train_tokenizer
+from mgca_lib.data.transforms import ImageTransform
+from mgca_lib.encoders import EncoderError, Tokens
+from mgca_lib.model import MGCA, Losses, build_model
+from mgca_lib.run import package_versions, progress
+
+PARTS = ("instance", "token", "prototype", "total")
+HISTORY_FILE = "history.json"
+FINISHED_FILE = "finished.json"
+_WARMUP_START = 1e-8
+
+
+class PretrainError(ValueError):
+    """Pretraining cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A finished pretraining run.
+
+    Attributes:
+        best: Checkpoint with the lowest validation loss.
+        last: Checkpoint of the last step.
+        history: One dictionary an epoch: ``epoch``, ``step``, ``learning_rate``, ``pairs_per_second``, ``seconds``,
+            and ``train/PART``, ``valid/PART`` for each loss part, ``valid/top1`` and ``valid/top5`` (in-batch
+            retrieval, mean of both directions).
+        trained: ``False`` when the run was found finished and nothing was computed.
+    """
+
+    best: Path
+    last: Path
+    history: list[dict[str, float]]
+    trained: bool
+
+
+@dataclass
+class _Progress:
+    """Where a run stands; stored as json with every checkpoint."""
+
+    step: int = 0
+    best_loss: float = math.inf
+    epochs_without_gain: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    steps_summed: int = 0
+    seconds: float = 0.0
+
+
+def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, resume: bool = False) -> Pretraining:
+    """Pretrain on the ``train`` split, validating on ``valid`` after each epoch.
+
+    Follows section 4.1 of the paper: AdamW on all parameters, linear warm-up then cosine per step, early stop,
+    prototypes frozen at first. Differs from upstream: contrast over all processes (``gather``), bf16 where the
+    device is fast in it, prototypes frozen by leaving out their gradient, MIMIC's test split not used for
+    validation, anomaly detection off.
+
+    Args:
+        config: All settings.
+        studies: A whole prepared dataset with reports.
+        out: Folder for ``best/``, ``last/``, ``history.json`` and ``tensorboard/``.
+        seed: Decides initial weights, order, crops and dropout.
+        resume: Go on from ``last/``; a finished run is returned as it is. ``False`` demands an empty folder.
+
+    Returns:
+        Where the checkpoints lie, and the history.
+
+    Raises:
+        PretrainError: ``out`` holds another run, the split is too small, or the loss is not a finite number.
+        DatasetError: the dataset has no reports or no ``valid`` split.
+        EncoderError, TokenizerError: published weights are wanted and cannot be had.
+    """
+    out = Path(out)
+    training = config.training
+    accelerator = Accelerator(
+        mixed_precision=_precision(config),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_has_idle_parameters(config))],
+    )
+    identity = _identity(config, studies, seed)
+    finished = _look_into(out, identity, resume=resume)
+    if finished is not None:
+        return finished
+
+    train = _limit(studies.split("train"), training.max_train_pairs, seed)
+    valid = studies.split("valid")
+    tokenizer = _tokenizer(config, train)
+    model = build_model(config, tokenizer, seed=seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    state = _Progress()
+    resume_from = find_checkpoint(out / "last") if resume else None
+    if resume_from is not None:
+        state = _restore(resume_from, model, optimizer)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+
+    train_pairs = _pairs(train, tokenizer, config, seed, augmentation="crop")
+    valid_pairs = _pairs(valid, tokenizer, config, seed, augmentation="none")
+    steps_per_epoch = _epoch(train_pairs, config, seed, 0, accelerator).total // training.accumulation
+    if steps_per_epoch == 0:
+        needed = training.batch_size * accelerator.num_processes * training.accumulation
+        raise PretrainError(
+            f"{studies.root}: {len(train_pairs)} training pairs do not fill one step of {needed}; lower batch_size"
+        )
+    total_steps = steps_per_epoch * training.epochs
+
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=state.step) if accelerator.is_main_process else None
+    bar = progress(total=total_steps, description="pretraining", initial=state.step)
+    keeper = _Keeper(out, model, tokenizer, optimizer, identity, accelerator)
+    while state.step < total_steps and not _stopped_early(state, training.patience):
+        epoch, done_in_epoch = divmod(state.step, steps_per_epoch)
+        batches = iter(
+            _loader(train_pairs, _epoch(train_pairs, config, seed, epoch, accelerator, done_in_epoch), config)
+        )
+        for _ in range(done_in_epoch, steps_per_epoch):
+            started = time.perf_counter()
+            rate = learning_rate_at(state.step, total_steps, training)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # Seeding each step by its number, not once, is what makes a resumed run draw the same dropout.
+            torch.manual_seed(_step_seed(seed, state.step, accelerator.process_index))
+            losses = _optimiser_step(wrapped, optimizer, batches, config, accelerator, frozen=_frozen(config, epoch))
+            _check_finite(losses, state.step, out)
+            state.step += 1
+            state.steps_summed += 1
+            for name, value in losses.items():
+                state.sums[name] += value
+            state.seconds += time.perf_counter() - started
+            _report_step(bar, writer, losses, rate, state, config, accelerator)
+            if state.step % training.checkpoint_steps == 0 and state.step % steps_per_epoch:
+                keeper.save_last(state)
+
+        measured = evaluate(wrapped, _valid_loader(valid_pairs, config, seed, accelerator), accelerator)
+        _close_epoch(state, epoch, rate, measured, config, accelerator)
+        if writer is not None:
+            for name, value in state.history[-1].items():
+                writer.add_scalar(f"epoch/{name}", value, state.step)
+            writer.flush()
+        if measured["total"] < state.best_loss:
+            state.best_loss, state.epochs_without_gain = measured["total"], 0
+            keeper.save_best(state)
+        else:
+            state.epochs_without_gain += 1
+        keeper.save_last(state)
+    bar.close()
+    if writer is not None:
+        writer.close()
+        _write_json(out / FINISHED_FILE, {"identity": identity, "history": state.history})
+    accelerator.wait_for_everyone()
+    return Pretraining(best=out / "best", last=out / "last", history=state.history, trained=True)
+
+
+def learning_rate_at(step: int, total_steps: int, training: TrainingConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then half a cosine, both from and to 1e-8.
+
+    Args:
+        step: Optimiser step, counted from 0.
+        total_steps: Steps of the whole run.
+        training: Peak rate and share of warm-up steps.
+
+    >>> training = TrainingConfig(learning_rate=1.0, warmup_fraction=0.5)
+    >>> [round(learning_rate_at(step, 8, training), 2) for step in range(8)]
+    [0.0, 0.25, 0.5, 0.75, 1.0, 0.85, 0.5, 0.15]
+    """
+    warmup = math.floor(training.warmup_fraction * total_steps)
+    if step < warmup:
+        return _WARMUP_START + (training.learning_rate - _WARMUP_START) * step / warmup
+    share = (step - warmup) / max(1, total_steps - warmup)
+    return _WARMUP_START + (training.learning_rate - _WARMUP_START) * (1 + math.cos(math.pi * share)) / 2
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
+    """Return the mean loss parts and in-batch retrieval accuracies over a loader, model in evaluation mode."""
+    model.eval()
+    sums: dict[str, float] = {}
+    for batch in loader:
+        losses, image, report = model(batch.to(accelerator.device))
+        values = losses.named() | retrieval_accuracy(image, report)
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + float(accelerator.reduce(value, "mean"))
+    model.train()
+    return {name: value / len(loader) for name, value in sums.items()}
+
+
+def retrieval_accuracy(image: Tokens, report: Tokens) -> dict[str, Tensor]:
+    """Return in-batch retrieval accuracy among the ``B`` pairs, mean of both directions, in [0, 1].
+
+    Returns:
+        ``top1`` and ``top5`` (with fewer than five pairs, all of them count).
+    """
+    scores = image.pooled @ report.pooled.T
+    own = scores.diagonal()[:, None]
+    found = {}
+    for k in (1, 5):
+        hits = [((direction > own).sum(dim=1) < k).float().mean() for direction in (scores, scores.T)]
+        found[f"top{k}"] = (hits[0] + hits[1]) / 2
+    return found
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Writes the checkpoints of a run, from the main process alone."""
+
+    out: Path
+    model: MGCA
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    identity: dict[str, Any]
+    accelerator: Accelerator
+
+    def save_best(self, state: _Progress) -> None:
+        if self.accelerator.is_main_process:
+            provenance = self.identity | {"step": state.step, "versions": package_versions()}
+            save_checkpoint(self.out / "best", self.model, self.tokenizer, provenance=provenance)
+
+    def save_last(self, state: _Progress) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.out / "last",
+                self.model,
+                self.tokenizer,
+                provenance=self.identity | {"step": state.step, "versions": package_versions()},
+                state=_optimizer_tensors(self.optimizer),
+                counters=asdict(state),
+            )
+            _write_json(self.out / HISTORY_FILE, state.history)
+        self.accelerator.wait_for_everyone()
+
+
+def _optimiser_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Any,
+    config: Config,
+    accelerator: Accelerator,
+    *,
+    frozen: bool,
+) -> dict[str, float]:
+    """One optimiser step over ``accumulation`` batches; returns the loss parts, averaged over them and processes."""
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    accumulation = config.training.accumulation
+    parts = torch.zeros(len(PARTS), device=accelerator.device)
+    for micro in range(accumulation):
+        batch: PairBatch = next(batches).to(accelerator.device)
+        last = micro == accumulation - 1
+        # Gradients are exchanged between processes once, after the last batch.
+        with accelerator.no_sync(model) if not last else nullcontext():
+            losses: Losses = model(batch)[0]
+            accelerator.backward(losses.total / accumulation)
+        parts += torch.stack([losses.named()[name] for name in PARTS]) / accumulation
+    if frozen:
+        accelerator.unwrap_model(model).prototypes.grad = None  # AdamW leaves such a parameter alone, decay included
+    if config.training.clip_norm:
+        accelerator.clip_grad_norm_(model.parameters(), config.training.clip_norm)
+    optimizer.step()
+    return dict(zip(PARTS, accelerator.reduce(parts, "mean").tolist(), strict=True))
+
+
+def _look_into(out: Path, identity: dict[str, Any], *, resume: bool) -> Pretraining | None:
+    """Refuse a folder that holds another run; return the run if it is finished; else ``None``."""
+    marker = out / FINISHED_FILE
+    found = find_checkpoint(out / "last")
+    if not resume and (marker.exists() or found is not None):
+        raise PretrainError(f"{out}: already holds a run; use --resume to go on with it, or choose another folder")
+    stored: dict[str, Any] | None = None
+    try:
+        if marker.exists():
+            stored = json.loads(marker.read_text(encoding="utf-8"))["identity"]
+        elif found is not None:
+            stored = json.loads((found / "config.json").read_text(encoding="utf-8"))["provenance"]
+    except (OSError, ValueError, KeyError) as error:
+        raise PretrainError(f"{out}: its run cannot be read ({error}); choose another folder") from None
+    if stored is None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PretrainError(f"{out}: cannot be made ({error.strerror}); choose another folder") from None
+        return None
+    for key, value in identity.items():
+        if stored.get(key) != value:
+            raise PretrainError(
+                f"{out}: holds a run with other {key}; choose another folder, or delete this one to train anew"
+            )
+    if not marker.exists():
+        return None
+    history = json.loads(marker.read_text(encoding="utf-8"))["history"]
+    return Pretraining(best=out / "best", last=out / "last", history=history, trained=False)
+
+
+def _identity(config: Config, studies: Studies, seed: int) -> dict[str, Any]:
+    """What makes two runs the same run."""
+    return {
+        "seed": seed,
+        "settings": config.to_dict(),
+        "data": {
+            "name": studies.card.name,
+            "sha256": studies.card.table_sha256,
+            "source": studies.card.source,
+            "restricted": studies.card.restricted,
+        },
+    }
+
+
+def _tokenizer(config: Config, train: Studies) -> PreTrainedTokenizerBase:
+    if config.model.text_model:
+        return load_tokenizer(config.model.text_model)
+    # Sorted, so that neither the order of the table nor repeated reports change the vocabulary.
+    return train_tokenizer(sorted(set(report_texts(train))), vocabulary=config.model.text_vocabulary)
+
+
+def _pairs(
+    studies: Studies, tokenizer: PreTrainedTokenizerBase, config: Config, seed: int, *, augmentation: str
+) -> PairImages:
+    transform = ImageTransform(config.model.stored_size, config.model.image_size, augmentation)
+    return PairImages(studies, tokenizer, transform, max_pieces=config.model.max_pieces, seed=seed)
+
+
+def _epoch(
+    pairs: PairImages, config: Config, seed: int, epoch: int, accelerator: Accelerator, steps_done: int = 0
+) -> EpochBatches:
+    return EpochBatches(
+        size=len(pairs),
+        batch_size=config.training.batch_size,
+        seed=seed,
+        epoch=epoch,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        first=steps_done * config.training.accumulation,
+    )
+
+
+def _valid_loader(pairs: PairImages, config: Config, seed: int, accelerator: Accelerator) -> DataLoader:
+    processes = accelerator.num_processes
+    batches = EpochBatches(
+        size=len(pairs),
+        batch_size=min(config.training.batch_size, len(pairs) // processes),
+        seed=seed,
+        rank=accelerator.process_index,
+        processes=processes,
+        shuffle=False,
+    )
+    return _loader(pairs, batches, config)
+
+
+def _loader(pairs: PairImages, batches: EpochBatches, config: Config) -> DataLoader:
+    return DataLoader(
+        pairs,
+        batch_sampler=batches,
+        collate_fn=pairs.collate,
+        num_workers=config.training.workers,
+        pin_memory=torch.cuda.is_available(),
+        # Of its own, because a loader draws from torch's global generator otherwise.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _limit(studies: Studies, largest: int, seed: int) -> Studies:
+    if not largest or largest >= len(studies):
+        return studies
+    rows = np.random.default_rng(seed).permutation(len(studies))[:largest]
+    return studies.select(np.sort(rows))
+
+
+def _precision(config: Config) -> str:
+    wanted = config.training.precision
+    if wanted != "auto":
+        return "bf16" if wanted == "bf16" else "no"
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    # Only matrix tiles make bf16 faster than fp32 on a CPU; without them it is slower.
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+
+
+def _has_idle_parameters(config: Config) -> bool:
+    alignment = config.alignment
+    return not (alignment.instance_weight and alignment.token_weight and alignment.prototype_weight)
+
+
+def _frozen(config: Config, epoch: int) -> bool:
+    return epoch < config.alignment.freeze_prototypes_epochs
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
+
+
+def _stopped_early(state: _Progress, patience: int) -> bool:
+    return bool(patience) and state.epochs_without_gain >= patience
+
+
+def _check_finite(losses: dict[str, float], step: int, out: Path) -> None:
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise PretrainError(
+                f"step {step}: the {name} loss is {value}. The checkpoints in {out} are from before; lower "
+                "learning_rate, or set clip_norm, and train anew"
+            )
+
+
+def _report_step(
+    bar: Any,
+    writer: SummaryWriter | None,
+    losses: dict[str, float],
+    rate: float,
+    state: _Progress,
+    config: Config,
+    accelerator: Accelerator,
+) -> None:
+    bar.update(1)
+    bar.set_postfix(
+        {name: f"{value:.2f}" for name, value in losses.items()} | {"pairs/s": _speed(state, config, accelerator)}
+    )
+    if writer is not None:
+        for name, value in losses.items():
+            writer.add_scalar(f"train/{name}", value, state.step)
+        writer.add_scalar("learning_rate", rate, state.step)
+
+
+def _speed(state: _Progress, config: Config, accelerator: Accelerator) -> int:
+    pairs = state.steps_summed * config.training.batch_size * config.training.accumulation * accelerator.num_processes
+    return round(pairs / max(state.seconds, 1e-9))
+
+
+def _close_epoch(
+    state: _Progress,
+    epoch: int,
+    rate: float,
+    measured: dict[str, float],
+    config: Config,
+    accelerator: Accelerator,
+) -> None:
+    """Append the epoch to the history and start the sums of the next one."""
+    row: dict[str, float] = {
+        "epoch": epoch + 1,
+        "step": state.step,
+        "learning_rate": rate,
+        "pairs_per_second": _speed(state, config, accelerator),
+        "seconds": round(state.seconds, 2),
+    }
+    row |= {f"train/{name}": value / state.steps_summed for name, value in state.sums.items()}
+    row |= {f"valid/{name}": value for name, value in measured.items()}
+    state.history.append(row)
+    state.sums = dict.fromkeys(PARTS, 0.0)
+    state.steps_summed, state.seconds = 0, 0.0
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flatten AdamW's state to named tensors, which safetensors can hold."""
+    slots = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in slots.items() for name, value in slot.items()}
+
+
+def _restore(folder: Path, model: MGCA, optimizer: torch.optim.Optimizer) -> _Progress:
+    """Put weights and optimiser state back; returns where the run stood."""
+    tensors, counters = read_state(folder)
+    load_weights(model, folder / MODEL_FILE)
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        slots.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    try:
+        return _Progress(**counters)
+    except TypeError as error:
+        raise CheckpointError(f"{folder}: its training state is of another version ({error})") from None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+@dataclass(frozen=True)
+class PretrainArguments:
+    """Data, output and the profile that the other settings start from."""
+
+    data: str = field(metadata={"help": "folder of a prepared dataset with reports"})
+    out: str = field(metadata={"help": "folder for checkpoints and logs"})
+    profile: str = field(default="paper", metadata={"help": "smoke, demo or paper: defaults of all other settings"})
+    seed: int = field(default=42, metadata={"help": "decides initial weights, order, crops and dropout"})
+    resume: bool = field(default=False, metadata={"help": "go on from OUT/last; a finished run is left as it is"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run pretraining from the command line; returns the exit code, 2 for anything the user can mend."""
+    first = ArgumentParser(add_help=False)
+    first.add_argument("--profile", default="paper")
+    try:
+        profile = load_profile(first.parse_known_args(arguments)[0].profile)
+        parser = HfArgumentParser(
+            (PretrainArguments, ModelConfig, AlignmentConfig, TrainingConfig),
+            prog="python -m mgca_lib.pretrain",
+            description="Pretrain MGCA on a prepared dataset of image-report pairs.",
+        )
+        parser.set_defaults(**asdict(profile.model), **asdict(profile.alignment), **asdict(profile.training))
+        options, model, alignment, training = parser.parse_args_into_dataclasses(arguments)
+        config = Config(profile=options.profile, model=model, alignment=alignment, training=training)
+        result = pretrain(config, load_studies(options.data), options.out, seed=options.seed, resume=options.resume)
+    except (CheckpointError, ConfigError, DatasetError, EncoderError, PretrainError, TokenizerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    state = "trained" if result.trained else "already trained"
+    print(f"{state} {len(result.history)} epochs; best checkpoint: {result.best}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
