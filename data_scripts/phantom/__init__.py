@@ -1,0 +1,1 @@
+"""Synthetic frontal chest radiographs with findings, masks and reports."""

@@ -1,0 +1,260 @@
+"""Who is on the film and what is wrong with them, before a single pixel is drawn.
+
+A `Case` is everything that a report may speak of. Finding names are drawn jointly with a Gaussian
+copula: every hospital keeps its prevalence exactly, while findings that belong together (an enlarged
+heart, edema and effusions in heart failure; pneumonia and consolidation in infection) come together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from data_scripts.phantom.hospitals import Hospital
+
+FINDINGS = (
+    "atelectasis",
+    "cardiomegaly",
+    "consolidation",
+    "edema",
+    "pleural effusion",
+    "pneumothorax",
+    "pneumonia",
+    "nodule",
+    "covid-like opacities",
+    "foreign object",
+)
+SIDES = ("left", "right", "bilateral", "")
+ZONES = (
+    "upper",
+    "middle",
+    "lower",
+    "apical",
+    "basal",
+    "perihilar",
+    "peripheral",
+    "retrocardiac",
+    "diffuse",
+    "",
+)
+SEVERITIES = ("mild", "moderate", "severe")
+DEVICES = (
+    "endotracheal tube",
+    "nasogastric tube",
+    "central venous catheter",
+    "chest tube",
+    "pacemaker",
+    "sternal wires",
+    "ecg leads",
+)
+FOREIGN_OBJECTS = ("coin", "button", "necklace", "safety pin", "hair clip", "earring", "key")
+HABITUS = ("thin", "average", "heavy", "obese")
+INSPIRATION = ("low", "normal", "hyperinflated")
+INCIDENTALS = ("tortuous aorta", "aortic calcification", "scoliosis", "degenerative spine")
+
+# Loadings of each finding on three latent factors: heart failure, infection, bed rest.
+_LOADINGS = {
+    "atelectasis": (0.15, 0.05, 0.55),
+    "cardiomegaly": (0.70, 0.00, 0.00),
+    "consolidation": (0.00, 0.60, 0.20),
+    "edema": (0.75, -0.05, 0.15),
+    "pleural effusion": (0.55, 0.20, 0.35),
+    "pneumothorax": (-0.15, -0.10, 0.15),
+    "pneumonia": (-0.05, 0.60, 0.05),
+    "nodule": (-0.15, -0.05, 0.00),
+    "covid-like opacities": (-0.20, -0.30, 0.05),
+    "foreign object": (0.00, 0.00, 0.00),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding of a case.
+
+    Attributes:
+        name: One of `FINDINGS`.
+        side: The patient's side, one of `SIDES`; the patient's left is on the image's right.
+        zone: One of `ZONES`.
+        severity: One of `SEVERITIES`.
+        kind: Variety: "plate-like" or "volume loss" (atelectasis), "interstitial" or "alveolar"
+            (edema), "layering" (effusion of a supine patient), "nodule" or "mass", one of
+            `FOREIGN_OBJECTS`, or "".
+    """
+
+    name: str
+    side: str
+    zone: str
+    severity: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient on one film.
+
+    Attributes:
+        sex: "M" or "F".
+        age: Years.
+        view: "PA" (standing, from behind) or "AP" (bedside, from the front).
+        findings: At most one `Finding` per name, in the order of `FINDINGS`.
+        devices: Subset of `DEVICES`, in that order.
+        habitus: One of `HABITUS`.
+        inspiration: One of `INSPIRATION`; "low" means low lung volumes.
+        rotation: Turn of the trunk in degrees; positive moves the front to the patient's left.
+        supine: True if the patient lies; only with AP.
+        incidentals: Subset of `INCIDENTALS`; not findings, have no mask.
+    """
+
+    sex: str
+    age: int
+    view: str
+    findings: tuple[Finding, ...] = ()
+    devices: tuple[str, ...] = ()
+    habitus: str = "average"
+    inspiration: str = "normal"
+    rotation: float = 0.0
+    supine: bool = False
+    incidentals: tuple[str, ...] = ()
+
+
+def sample_case(rng: np.random.Generator, hospital: Hospital, *, findings: Sequence[str] | None = None) -> Case:
+    """Draw one case of a hospital.
+
+    Args:
+        rng: Source of every choice; the same state gives the same case.
+        hospital: Population to draw from.
+        findings: Finding names to force; exactly these are present. None draws them by prevalence.
+
+    Returns:
+        A case whose findings have side, zone, severity and kind.
+
+    Raises:
+        ValueError: If a forced name is not in `FINDINGS` or is given twice.
+
+    >>> from data_scripts.phantom.hospitals import HOSPITALS
+    >>> case = sample_case(np.random.default_rng(0), HOSPITALS["rsna"], findings=["pneumonia"])
+    >>> [finding.name for finding in case.findings]
+    ['pneumonia']
+    """
+    if findings is not None:
+        unknown = [name for name in findings if name not in FINDINGS]
+        if unknown:
+            raise ValueError(f"unknown finding {unknown[0]!r}; choose from {', '.join(FINDINGS)}")
+        if len(set(findings)) != len(findings):
+            raise ValueError(f"a finding is forced twice: {', '.join(findings)}")
+    view = "AP" if rng.random() < hospital.ap_fraction else "PA"
+    sex = "F" if rng.random() < hospital.female_fraction else "M"
+    age = int(np.clip(round(rng.normal(*hospital.age)), 18, 96))
+    drawn = _draw_names(rng, hospital)
+    names = drawn if findings is None else tuple(name for name in FINDINGS if name in findings)
+    supine = view == "AP" and rng.random() < 0.4
+    drawn_findings = tuple(_draw_finding(rng, name, view=view, supine=supine) for name in names)
+    return Case(
+        sex=sex,
+        age=age,
+        view=view,
+        findings=drawn_findings,
+        devices=_draw_devices(rng, hospital, names, view=view, age=age),
+        habitus=str(rng.choice(HABITUS, p=(0.16, 0.46, 0.26, 0.12))),
+        inspiration=str(rng.choice(INSPIRATION, p=(0.30, 0.63, 0.07) if view == "AP" else (0.08, 0.80, 0.12))),
+        rotation=float(np.clip(rng.normal(0.0, 4.0 if view == "AP" else 1.8), -10.0, 10.0)),
+        supine=supine,
+        incidentals=_draw_incidentals(rng, age),
+    )
+
+
+def _draw_names(rng: np.random.Generator, hospital: Hospital) -> tuple[str, ...]:
+    factors = rng.standard_normal(3)
+    own = rng.standard_normal(len(FINDINGS))
+    present = []
+    for name, noise in zip(FINDINGS, own, strict=True):
+        loading = np.array(_LOADINGS[name])
+        latent = float(loading @ factors + np.sqrt(1.0 - loading @ loading) * noise)
+        probability = hospital.prevalence.get(name, 0.0)
+        if probability > 0.0 and latent > NormalDist().inv_cdf(1.0 - probability):
+            present.append(name)
+    return tuple(present)
+
+
+def _pick(rng: np.random.Generator, options: dict[str, float]) -> str:
+    weights = np.array(list(options.values()))
+    return str(rng.choice(list(options), p=weights / weights.sum()))
+
+
+def _draw_finding(rng: np.random.Generator, name: str, *, view: str, supine: bool) -> Finding:
+    severity = _pick(rng, {"mild": 0.38, "moderate": 0.40, "severe": 0.22})
+    one_side = _pick(rng, {"right": 0.53, "left": 0.47})
+    if name == "atelectasis":
+        side = _pick(rng, {"left": 0.40, "right": 0.34, "bilateral": 0.26})
+        kind = "volume loss" if severity == "severe" or rng.random() < 0.25 else "plate-like"
+        if side == "left" and kind == "volume loss" and rng.random() < 0.5:
+            return Finding(name, side, "retrocardiac", severity, kind)
+        return Finding(name, side, "basal", severity, kind)
+    if name == "cardiomegaly":
+        return Finding(name, "", "", severity)
+    if name in ("consolidation", "pneumonia"):
+        share = 0.12 if name == "consolidation" else 0.25
+        side = "bilateral" if rng.random() < share else one_side
+        zones = {"upper": 0.22, "middle": 0.25, "lower": 0.43}
+        if side == "left":
+            zones["retrocardiac"] = 0.15
+        if side == "bilateral":
+            zones = {"lower": 0.45, "diffuse": 0.35, "upper": 0.10, "perihilar": 0.10}
+        return Finding(name, side, _pick(rng, zones), severity)
+    if name == "edema":
+        kind = {"mild": "interstitial", "severe": "alveolar"}.get(severity)
+        kind = kind or _pick(rng, {"interstitial": 0.5, "alveolar": 0.5})
+        return Finding(name, "bilateral", "perihilar" if kind == "alveolar" else "diffuse", severity, kind)
+    if name == "pleural effusion":
+        side = _pick(rng, {"right": 0.32, "left": 0.28, "bilateral": 0.40})
+        return Finding(name, side, "basal", severity, "layering" if supine else "")
+    if name == "pneumothorax":
+        return Finding(name, one_side, "apical", severity)
+    if name == "nodule":
+        zone = _pick(rng, {"upper": 0.42, "middle": 0.30, "lower": 0.28})
+        return Finding(name, one_side, zone, severity, "mass" if severity == "severe" else "nodule")
+    if name == "covid-like opacities":
+        side = "bilateral" if rng.random() < 0.85 else one_side
+        return Finding(name, side, _pick(rng, {"peripheral": 0.65, "basal": 0.35}), severity)
+    kind = _pick(rng, dict.fromkeys(FOREIGN_OBJECTS, 1.0))
+    if kind == "necklace":
+        return Finding(name, "", "upper", severity, kind)
+    zone = "apical" if kind in ("hair clip", "earring") else _pick(rng, {"upper": 1, "middle": 1, "lower": 1})
+    return Finding(name, one_side, zone, severity, kind)
+
+
+def _draw_devices(
+    rng: np.random.Generator, hospital: Hospital, names: Sequence[str], *, view: str, age: int
+) -> tuple[str, ...]:
+    bedside = view == "AP"
+    any_line = rng.random() < hospital.device_probability * (1.0 if bedside else 0.25)
+    draw = rng.random(len(DEVICES))
+    drained = "pneumothorax" in names or "pleural effusion" in names
+    probability = {
+        "endotracheal tube": 0.45 if any_line and bedside else 0.0,
+        "nasogastric tube": 0.50 if any_line and bedside else 0.0,
+        "central venous catheter": 0.65 if any_line else 0.0,
+        "chest tube": (0.30 if drained else 0.10) if any_line and bedside else 0.0,
+        "pacemaker": 0.09 if age > 60 else 0.01,
+        "sternal wires": 0.11 if age > 55 else 0.01,
+        "ecg leads": 0.45 if bedside else 0.02,
+    }
+    present = {name for name, chance in zip(DEVICES, draw, strict=True) if chance < probability[name]}
+    if "endotracheal tube" in present and rng.random() < 0.85:
+        present.add("nasogastric tube")
+    return tuple(name for name in DEVICES if name in present)
+
+
+def _draw_incidentals(rng: np.random.Generator, age: int) -> tuple[str, ...]:
+    elder = float(np.clip((age - 45) / 35, 0.0, 1.0))
+    probability = {
+        "tortuous aorta": 0.35 * elder,
+        "aortic calcification": 0.35 * elder,
+        "scoliosis": 0.08,
+        "degenerative spine": 0.45 * elder,
+    }
+    draw = rng.random(len(INCIDENTALS))
+    return tuple(name for name, chance in zip(INCIDENTALS, draw, strict=True) if chance < probability[name])

@@ -1,0 +1,483 @@
+"""What findings do to the chest: fluid in place of air, air in place of lung, metal in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+
+from data_scripts.phantom.anatomy import (
+    SIDES,
+    Anatomy,
+    Body,
+    lateral_border,
+    medial_border,
+)
+from data_scripts.phantom.cases import Case, Finding
+from data_scripts.phantom.projection import Array, Frame, Solids, smoothstep, tube_thickness
+
+_GRADE = {"mild": 0, "moderate": 1, "severe": 2}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one finding changes.
+
+    Attributes:
+        mask: Where the finding can be seen, bool.
+        fluid: Share of the lung's air that is replaced by fluid, 0 to 1.
+        solid: Extra soft tissue in cm.
+        empty: Share of the lung replaced by free air, 0 to 1; no vessels there.
+        metal: Thickness of metal in cm.
+    """
+
+    mask: NDArray[np.bool_]
+    fluid: Array | float = 0.0
+    solid: Array | float = 0.0
+    empty: Array | float = 0.0
+    metal: Array | float = 0.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything a finding needs to know about where it is.
+
+    Attributes:
+        case: The case.
+        body: Its measures.
+        anatomy: Its projection.
+        frame: The detector.
+        x: Body coordinates of the pixels, cm.
+        y: Likewise.
+    """
+
+    case: Case
+    body: Body
+    anatomy: Anatomy
+    frame: Frame
+    x: Array
+    y: Array
+
+    @property
+    def air(self) -> Array:
+        """Thickness of both lungs in cm."""
+        return self.anatomy.lungs["right"].air + self.anatomy.lungs["left"].air
+
+    @property
+    def field(self) -> NDArray[np.bool_]:
+        """Both lung fields."""
+        return self.anatomy.lungs["right"].field | self.anatomy.lungs["left"].field
+
+    def dome(self, side: str) -> float:
+        """Height coordinate of the top of a diaphragm."""
+        return self.body.dome[0 if side == "right" else 1]
+
+    def place(self, side: str, across: float, down: float) -> tuple[float, float]:
+        """Point (x, y): `across` 0 (mediastinum) to 1 (wall), `down` 0 (apex) to 1 (dome)."""
+        y = down * self.dome(side)
+        inner = float(medial_border(self.body, side, y))
+        outer = float(lateral_border(self.body, side, y))
+        return SIDES[side] * (inner + across * (outer - inner)), float(y)
+
+
+def finding_effect(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    """Draw one finding.
+
+    Raises:
+        KeyError: If the finding's name is unknown.
+    """
+    return _DRAW[finding.name](finding, scene, rng)
+
+
+def _sides(finding: Finding) -> tuple[str, ...]:
+    return ("right", "left") if finding.side == "bilateral" else (finding.side,)
+
+
+def _blob(
+    scene: Scene,
+    centre: tuple[float, float],
+    radii: tuple[float, float],
+    angle: float,
+    rough: Array,
+    softness: float,
+) -> Array:
+    """Soft-edged ellipse whose border follows a noise field; 0 to 1."""
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    dx, dy = scene.x - centre[0], scene.y - centre[1]
+    distance = np.hypot((cos * dx + sin * dy) / radii[0], (-sin * dx + cos * dy) / radii[1])
+    return smoothstep(-softness, softness, 1.0 - distance + rough)
+
+
+def _visible(amount: Array, frame: Frame, share: float = 0.4) -> NDArray[np.bool_]:
+    """Where a finding's thickness, as an eye would smooth it, passes `share` of its peak."""
+    smooth = frame.blur(amount, 0.3)
+    peak = float(np.quantile(smooth[smooth > 0.0], 0.98)) if (smooth > 0.0).any() else 1.0
+    mask = binary_fill_holes((smooth > share * peak) & (smooth > 1e-3))
+    return np.asarray(mask, bool)
+
+
+def _visible_fields(amount: Array, finding: Finding, scene: Scene, share: float = 0.4) -> NDArray[np.bool_]:
+    """As `_visible` in each lung field of the finding's sides, so that the fainter side keeps its mask."""
+    masks = [_visible(amount * scene.anatomy.lungs[side].field, scene.frame, share) for side in _sides(finding)]
+    return np.any(masks, axis=0)
+
+
+def _zone(finding: Finding, rng: np.random.Generator) -> tuple[float, float]:
+    """Centre (across, down) of a zone."""
+    down = {
+        "upper": (0.20, 0.36),
+        "apical": (0.08, 0.2),
+        "middle": (0.46, 0.62),
+        "lower": (0.74, 0.92),
+        "basal": (0.82, 0.98),
+        "perihilar": (0.45, 0.6),
+        "retrocardiac": (0.82, 0.92),
+    }[finding.zone]
+    across = {"perihilar": (0.22, 0.34), "retrocardiac": (0.12, 0.24)}.get(finding.zone, (0.34, 0.72))
+    return rng.uniform(*across), rng.uniform(*down)
+
+
+def _atelectasis(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    grade = _GRADE[finding.severity]
+    frame = scene.frame
+    solid = np.zeros_like(scene.x)
+    fluid = np.zeros_like(scene.x)
+    rough = frame.fractal(rng, 2.0, 2)
+    for side in _sides(finding):
+        sign = SIDES[side]
+        lung = scene.anatomy.lungs[side]
+        if finding.kind == "plate-like" or finding.zone != "retrocardiac":
+            for _ in range(1 + int(rng.integers(0, 2 + (grade > 0)))):
+                x0, y0 = scene.place(side, rng.uniform(0.3, 0.62), rng.uniform(0.72, 0.97))
+                half = rng.uniform(1.3, 2.2) + 0.6 * grade
+                slope = np.tan(np.deg2rad(rng.normal(0.0, 11.0)))
+                bow = rng.normal(0.0, 0.25)
+                px, py = frame.curve(
+                    [
+                        (x0 - half, y0 - half * slope),
+                        (x0, y0 + bow),
+                        (x0 + half, y0 + half * slope),
+                    ]
+                )
+                taper = np.sin(np.linspace(0.08, np.pi - 0.08, px.size)) ** 0.4
+                radius = (rng.uniform(0.12, 0.2) + 0.07 * grade) * taper
+                band = frame.blur(tube_thickness(frame, px, py, radius, across=9), 0.06)
+                solid += (2.2 + 0.9 * grade) * band * (lung.air > 0.5)
+        if finding.kind == "volume loss":
+            if finding.zone == "retrocardiac":
+                top = scene.body.carina + 2.5
+                reach = 2.6 + (0.20 + 0.05 * grade) * np.clip(scene.y - top, 0.0, None)
+                edge = sign * scene.x - reach + 0.15 * rough
+                wedge = smoothstep(0.55, -0.55, edge) * smoothstep(top - 1.0, top + 5.0, scene.y)
+                fluid = np.maximum(fluid, (0.25 + 0.17 * grade) * wedge * (lung.air > 0))
+            else:
+                level = lung.below + 0.35 * rough
+                wedge = smoothstep(-2.0 - 0.9 * grade, -0.1, level)
+                wedge = wedge * smoothstep(1.05, 0.35, lung.across)
+                fluid = np.maximum(fluid, (0.14 + 0.10 * grade) * wedge * (lung.air > 0))
+    amount = solid + fluid * scene.air
+    return Effect(mask=_visible_fields(amount, finding, scene, 0.3), fluid=fluid, solid=solid)
+
+
+def _cardiomegaly(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    return Effect(mask=scene.anatomy.heart)
+
+
+def _bronchi(scene: Scene, side: str, target: tuple[float, float], rng: np.random.Generator) -> Array:
+    """Air bronchograms: 0 to 1 where branching airways cross a consolidated lobe."""
+    frame = scene.frame
+    sign = SIDES[side]
+    root = (sign * 2.6, scene.body.carina + 2.6)
+    airways = Solids(frame)
+    for _ in range(int(rng.integers(3, 6))):
+        end = (target[0] + rng.normal(0.0, 1.5), target[1] + rng.normal(0.0, 1.5))
+        middle = (
+            0.5 * (root[0] + end[0]) + rng.normal(0.0, 0.5),
+            0.5 * (root[1] + end[1]) + rng.normal(0.0, 0.5),
+        )
+        px, py = frame.curve([root, middle, end])
+        radius = np.linspace(0.17, 0.07, px.size)
+        airways.tube(px, py, radius, across=5)
+    return np.clip(airways.thickness() / 0.28, 0.0, 1.0)
+
+
+def _consolidation(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    grade = _GRADE[finding.severity]
+    fluid = np.zeros_like(scene.x)
+    rough = 0.16 * scene.frame.fractal(rng, 2.4, 3)
+    uneven = 1.0 + 0.12 * scene.frame.fractal(rng, 1.6, 2)
+    for side in _sides(finding):
+        lung = scene.anatomy.lungs[side]
+        places = (
+            [_zone(finding, rng)]
+            if finding.zone != "diffuse"
+            else [(rng.uniform(0.3, 0.7), down) for down in (0.3, 0.55, 0.82)]
+        )
+        for across, down in places:
+            centre = scene.place(side, across, down)
+            size = (2.4, 3.6, 5.2)[grade] * rng.uniform(0.85, 1.15)
+            radii = (size * rng.uniform(0.85, 1.15), size * rng.uniform(0.7, 1.0))
+            shape = _blob(scene, centre, radii, rng.uniform(-0.6, 0.6), rough, 0.28)
+            if finding.zone == "upper" and rng.random() < 0.6:
+                fissure = centre[1] + 0.45 * radii[1] + 0.06 * (scene.x - centre[0])
+                shape = shape * smoothstep(0.18, -0.18, scene.y - fissure)
+            airways = _bronchi(scene, side, centre, rng)
+            peak = (0.17, 0.30, 0.48)[grade] * rng.uniform(0.9, 1.1)
+            fluid = np.maximum(fluid, peak * shape * uneven * (1.0 - 0.4 * airways) * (lung.air > 0))
+    return Effect(mask=_visible_fields(fluid, finding, scene), fluid=np.clip(fluid, 0.0, 0.9))
+
+
+def _pneumonia(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    grade = _GRADE[finding.severity]
+    fluid = np.zeros_like(scene.x)
+    rough = 0.36 * scene.frame.fractal(rng, 1.5, 3)
+    for side in _sides(finding):
+        lung = scene.anatomy.lungs[side]
+        if finding.zone == "diffuse":
+            anchors = [(rng.uniform(0.25, 0.75), rng.uniform(0.2, 0.95)) for _ in range(4)]
+        else:
+            anchors = [_zone(finding, rng)]
+        for across, down in anchors:
+            centre = scene.place(side, across, down)
+            spread = (1.2, 1.8, 2.6)[grade]
+            for _ in range(int(rng.integers(3, 6)) + grade):
+                where = (centre[0] + rng.normal(0.0, spread), centre[1] + rng.normal(0.0, spread))
+                size = rng.uniform(0.9, 1.7) * (1.0, 1.2, 1.45)[grade]
+                shape = _blob(
+                    scene,
+                    where,
+                    (size, size * rng.uniform(0.7, 1.1)),
+                    rng.uniform(0, 3.1),
+                    rough,
+                    0.95,
+                )
+                peak = (0.09, 0.17, 0.28)[grade] * rng.uniform(0.7, 1.1)
+                fluid = 1.0 - (1.0 - fluid) * (1.0 - peak * shape * (lung.air > 0))
+    return Effect(mask=_visible_fields(fluid, finding, scene, 0.33), fluid=np.clip(fluid, 0.0, 0.8))
+
+
+def _edema(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    grade = _GRADE[finding.severity]
+    frame = scene.frame
+    alveolar = finding.kind == "alveolar"
+    rough = frame.fractal(rng, 1.5, 3)
+    fluid = np.zeros_like(scene.x)
+    lines = Solids(frame)
+    for side, sign in SIDES.items():
+        lung = scene.anatomy.lungs[side]
+        centre = scene.place(side, 0.30, rng.uniform(0.55, 0.65))
+        radii = (4.2, 9.0) if alveolar else (6.5, 11.0)
+        dx, dy = (scene.x - centre[0]) / radii[0], (scene.y - centre[1]) / radii[1]
+        haze = np.exp(-(dx * dx + dy * dy) * (1.0 if alveolar else 0.7))
+        strength = (0.10, 0.16, 0.28)[grade] if alveolar else (0.055, 0.09, 0.13)[grade]
+        fluid += strength * haze * np.clip(1.0 + (0.35 if alveolar else 0.2) * rough, 0.1, 2.0) * (lung.air > 0)
+        for _ in range(5 + 4 * grade):
+            y0 = rng.uniform(0.62, 1.02) * scene.dome(side)
+            wall = float(lateral_border(scene.body, side, y0)) - rng.uniform(0.15, 0.4)
+            length = rng.uniform(0.9, 1.7)
+            px, py = frame.curve([(sign * wall, y0), (sign * (wall - length), y0 + rng.normal(0.0, 0.12))])
+            lines.tube(px, py, 0.055, across=3)
+        if side == "right" and grade > 0:
+            y0 = 0.52 * scene.dome(side)
+            px, py = frame.curve(
+                [
+                    scene.place(side, 0.3, 0.5),
+                    scene.place(side, 0.65, 0.49),
+                    scene.place(side, 0.97, 0.52),
+                ]
+            )
+            lines.tube(px, py, 0.07, across=3)
+    vessels = scene.anatomy.vessels
+    hazy = frame.blur(vessels, 0.22)
+    upper = smoothstep(0.55, 0.15, scene.y / max(scene.body.dome))
+    solid = (0.5 + 0.25 * grade) * hazy * (0.6 + 0.9 * upper) + (2.2 + 0.8 * grade) * lines.thickness()
+    return Effect(mask=_visible_fields(fluid * scene.air, finding, scene, 0.35), fluid=fluid, solid=solid)
+
+
+def _effusion(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    grade = _GRADE[finding.severity]
+    fluid = np.zeros_like(scene.x)
+    visible = np.zeros(scene.x.shape, bool)
+    rough = scene.frame.fractal(rng, 5.0, 2)
+    uneven = rng.uniform(0.55, 1.0) if finding.side == "bilateral" else 1.0
+    sides = _sides(finding)
+    for index, side in enumerate(sides):
+        lung = scene.anatomy.lungs[side]
+        share = uneven if index == 1 else 1.0
+        u = np.clip(lung.across, 0.0, 1.0)
+        bottom = scene.body.height + 0.8
+        room = max(scene.body.height - scene.dome(side), 1.5)
+        rise = (0.55 * room + 0.8, room + 2.6, room + 8.0)[grade]
+        rise = (rise + rng.normal(0.0, 0.3 + 0.4 * grade)) * share
+        flat = (0.25, 0.55, 0.68)[grade]
+        meniscus = bottom - rise * (flat + (1.0 - flat) * np.clip((u - 0.35) / 0.65, 0.0, 1.0) ** 2.2)
+        meniscus = meniscus - 0.12 * rise * np.clip((0.3 - u) / 0.3, 0.0, 1.0) ** 1.5
+        depth = scene.y - meniscus + 0.15 * rough
+        if finding.kind == "layering":
+            veil = smoothstep(-0.1, 1.05, scene.y / bottom) * (0.10, 0.19, 0.32)[grade] * share
+            floor = 0.9 * smoothstep(-0.8, 2.2, depth + (0.4 + 0.6 * grade))
+            amount = np.maximum(veil * (1.0 + 0.04 * rough), floor)
+            visible |= _visible(amount * lung.chord * (lung.below < 1.2), scene.frame, 0.25)
+        else:
+            amount = 0.96 * smoothstep(-0.35, 1.1 + 0.5 * grade, depth) ** 0.8
+            visible |= _visible(amount * lung.chord * (lung.below < 1.2), scene.frame, 0.25)
+            amount = np.maximum(amount, 0.10 * smoothstep(-3.0 - grade, 0.5, depth))
+        fluid = np.maximum(fluid, amount * (lung.chord > 0))
+    return Effect(mask=visible, fluid=fluid)
+
+
+def _pneumothorax(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    grade = _GRADE[finding.severity]
+    side = finding.side
+    lung = scene.anatomy.lungs[side]
+    y = np.clip(scene.y, 0.0, None)
+    lateral = lateral_border(scene.body, side, y.ravel()).reshape(y.shape)
+    to_wall = lateral - SIDES[side] * scene.x
+    gap = (1.5, 2.9, 6.2)[grade] * rng.uniform(0.9, 1.15)
+    down = np.clip(y / scene.dome(side), 0.0, 1.2)
+    lower = (0.10, 0.35, 0.85)[grade]
+    width = gap * (lower + (1.0 - lower) * np.clip(1.0 - down / (0.65, 0.9, 1.3)[grade], 0.0, 1.0) ** 0.8)
+    wave = 0.12 * scene.frame.noise(rng, 3.5)
+    # Distance from the wall, joined near the apex with the distance from the top of the lung.
+    reach = np.sqrt(np.clip(to_wall, 0.0, None) ** 2 + 0.3) + wave
+    top = y * (1.05 if grade < 2 else 0.8) + wave
+    beside = np.maximum(width, 0.15) / np.maximum(reach, 0.05)
+    above = gap * (1.05, 1.0, 0.8)[grade] / np.maximum(top, 0.05)
+    power = (5.0, 4.0, 2.2)[grade]
+    signed = (np.minimum(beside, 20.0) ** power + np.minimum(above, 20.0) ** power) ** (-1 / power) - 1
+    soft = 0.5 * scene.frame.pixel / gap
+    empty = smoothstep(soft, -soft, signed) * (lung.chord > 0)
+    edge = np.exp(-((signed * gap / 0.09) ** 2)) * (lung.air > 0.5)
+    squeeze = (0.01, 0.03, 0.13)[grade] * (1.0 - empty) * (lung.air > 0)
+    return Effect(
+        mask=(empty > 0.5) & lung.field,
+        fluid=squeeze,
+        solid=edge * rng.uniform(0.5, 0.8),
+        empty=empty,
+    )
+
+
+def _nodule(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    grade = _GRADE[finding.severity]
+    radius = rng.uniform(*((0.6, 0.85), (0.95, 1.4), (1.8, 3.2))[grade])
+    air = scene.anatomy.lungs[finding.side].air
+    for _ in range(12):
+        across, down = _zone(finding, rng)
+        centre = scene.place(finding.side, across, min(down, 0.88))
+        column, row = scene.frame.pixels(np.array(centre[0]), np.array(centre[1]))
+        column = int(np.clip(column, 0, scene.frame.size - 1))
+        row = int(np.clip(row, 0, scene.frame.size - 1))
+        if air[row, column] > 7.0:
+            break
+    dx, dy = scene.x - centre[0], (scene.y - centre[1]) * rng.uniform(0.9, 1.12)
+    theta = np.arctan2(dy, dx)
+    bumps = sum(
+        rng.normal(0.0, 0.06 / order**0.5) * np.cos(order * theta + rng.uniform(0, 6.28)) for order in range(2, 7)
+    )
+    distance = np.hypot(dx, dy) / (radius * (1.0 + bumps * (0.5 + 0.5 * grade)))
+    solid = 2.0 * radius * np.clip(1.0 - distance**2, 0.0, None) ** 0.6
+    solid = solid * (1.5, 1.3, 0.9)[grade]
+    if rng.random() < 0.2 and grade < 2:
+        solid = solid * 1.6
+    shell = scene.frame.blur(solid.astype(np.float32), 0.05)
+    return Effect(mask=(distance < 1.0) & (air > 0), solid=shell * (air > 0))
+
+
+def _covid(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    grade = _GRADE[finding.severity]
+    fluid = np.zeros_like(scene.x)
+    rough = 0.33 * scene.frame.fractal(rng, 1.8, 3)
+    net = np.abs(scene.frame.noise(rng, 0.45))
+    for side in _sides(finding):
+        lung = scene.anatomy.lungs[side]
+        for _ in range(int(rng.integers(3, 6)) + 2 * grade):
+            if finding.zone == "basal":
+                across, down = rng.uniform(0.35, 0.92), rng.uniform(0.72, 1.0)
+            else:
+                across, down = rng.uniform(0.66, 0.97), rng.uniform(0.38 - 0.08 * grade, 1.0)
+            where = scene.place(side, across, down)
+            size = rng.uniform(1.3, 2.4) + 0.35 * grade
+            shape = _blob(scene, where, (size * 0.85, size * 1.2), rng.normal(0, 0.3), rough, 0.6)
+            peak = (0.075, 0.135, 0.22)[grade] * rng.uniform(0.7, 1.15)
+            fluid = np.maximum(fluid, peak * shape * (lung.air > 0))
+    fluid = fluid * (0.8 + 0.3 * net)
+    return Effect(mask=_visible_fields(fluid, finding, scene, 0.35), fluid=np.clip(fluid, 0.0, 0.7))
+
+
+def _foreign_object(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
+    frame = scene.frame
+    side = finding.side if finding.side in SIDES else "left"
+    down = {
+        "apical": (-0.06, 0.08),
+        "upper": (0.15, 0.38),
+        "middle": (0.45, 0.62),
+        "lower": (0.7, 0.95),
+    }
+    across, height = rng.uniform(0.2, 0.8), rng.uniform(*down[finding.zone])
+    cx, cy = scene.place(side, across, max(height, 0.05))
+    # Above the shoulder it must still lie on the film, clear of the collimator.
+    top = frame.centre[1] - frame.field_of_view / 2
+    cy = max(cy if height > 0 else height * scene.dome(side), top + 4.0)
+    angle = rng.uniform(0.0, np.pi)
+    scale = {"mild": 0.8, "moderate": 1.0, "severe": 1.25}[finding.severity]
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+
+    def line(points: list[tuple[float, float]], radius: float) -> Array:
+        path = [(cx + cos * a - sin * b, cy + sin * a + cos * b) for a, b in points]
+        return tube_thickness(frame, *frame.curve(path), radius * scale)
+
+    def ring(radius: float, thick: float, at: tuple[float, float] = (0.0, 0.0)) -> Array:
+        theta = np.linspace(0.0, 2 * np.pi, 80)
+        px = cx + cos * at[0] - sin * at[1] + radius * scale * np.cos(theta)
+        py = cy + sin * at[0] + cos * at[1] + radius * scale * np.sin(theta)
+        return tube_thickness(frame, px.astype(np.float32), py.astype(np.float32), thick * scale)
+
+    distance = np.hypot(scene.x - cx, scene.y - cy) / scale
+    disc = smoothstep(0.5 * frame.pixel, -0.5 * frame.pixel, distance - 1.05)
+    if finding.kind == "coin":
+        metal = 0.17 * disc + 0.05 * ring(0.98, 0.07)
+    elif finding.kind == "button":
+        metal = 0.09 * smoothstep(0.04, -0.04, distance - 0.62) + 0.5 * ring(0.6, 0.09)
+        for a, b in ((0.17, 0.17), (-0.17, 0.17), (0.17, -0.17), (-0.17, -0.17)):
+            hole = np.hypot(scene.x - cx - cos * a + sin * b, scene.y - cy - sin * a - cos * b)
+            metal = metal * smoothstep(0.04, 0.13, hole)
+    elif finding.kind == "necklace":
+        drop = rng.uniform(2.0, 6.0)
+        lean = rng.normal(0.0, 0.8)
+        px, py = frame.curve([(-5.6, -3.5), (-4.0, 0.4 * drop - 1), (lean, drop), (4.0, 0.4 * drop - 1), (5.6, -3.5)])
+        beads = 0.06 + 0.06 * (np.sin(np.arange(px.size) * frame.pixel * 0.5 * 11.0) > 0)
+        metal = tube_thickness(frame, px, py, beads, across=5)
+        if rng.random() < 0.6:
+            metal += 0.25 * smoothstep(0.05, -0.05, np.hypot(scene.x - lean, scene.y - drop - 0.5) - 0.45)
+    elif finding.kind == "safety pin":
+        metal = line([(-1.5, 0.0), (-0.2, 0.12), (1.4, 0.25)], 0.06)
+        metal += line([(-1.5, 0.0), (0.0, -0.32), (1.4, -0.25)], 0.06)
+        metal += ring(0.14, 0.05, (-1.6, 0.0))
+        metal += line([(1.35, 0.34), (1.7, 0.2), (1.7, -0.2), (1.35, -0.34)], 0.13)
+    elif finding.kind == "hair clip":
+        metal = line([(-1.9, 0.0), (0.0, 0.06), (1.9, 0.14)], 0.06)
+        metal += line([(-1.9, 0.0), (-0.8, -0.1), (-0.3, -0.3), (0.2, -0.1), (0.7, -0.3), (1.9, -0.2)], 0.06)
+    elif finding.kind == "earring":
+        metal = ring(0.75, 0.07) + 0.2 * smoothstep(0.05, -0.05, np.hypot(scene.x - cx, scene.y - cy + 0.95) - 0.2)
+    else:
+        metal = ring(0.55, 0.16, (-1.5, 0.0)) + line([(-0.9, 0.0), (1.9, 0.0)], 0.12)
+        metal += line([(1.4, 0.0), (1.4, 0.4)], 0.11) + line([(1.8, 0.0), (1.8, 0.3)], 0.11)
+    metal = np.asarray(metal, np.float32)
+    return Effect(mask=metal > 0.025, metal=3.5 * metal)
+
+
+_DRAW: dict[str, Callable[[Finding, Scene, np.random.Generator], Effect]] = {
+    "atelectasis": _atelectasis,
+    "cardiomegaly": _cardiomegaly,
+    "consolidation": _consolidation,
+    "edema": _edema,
+    "pleural effusion": _effusion,
+    "pneumothorax": _pneumothorax,
+    "pneumonia": _pneumonia,
+    "nodule": _nodule,
+    "covid-like opacities": _covid,
+    "foreign object": _foreign_object,
+}

@@ -1,0 +1,387 @@
+"""The raw layouts: files, columns and values as their owners document them, ground truth, and equal bytes."""
+
+import csv
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from PIL import Image
+
+from data_scripts.make_phantoms import PROFILES, PhantomError, main, make_phantoms
+from data_scripts.phantom.cases import FINDINGS, Case, Finding, sample_case
+from data_scripts.phantom.hospitals import HOSPITALS
+from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr
+from data_scripts.phantom.layouts.common import Film, Settings, follow_up, mask_parts, write_csv, write_film
+
+COUNTS = {"mimic_cxr": 24, "chexpert": 14, "rsna": 10, "covidx": 12}
+SIZE = 96
+MIMIC_CLASSES = (
+    "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,"
+    "No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices"
+)
+CHEXPERT_HEADER = (
+    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,"
+    "Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
+)
+
+
+def tree_hash(root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("raw")
+    make_phantoms(out, profile="smoke", seed=5, size=SIZE, counts=COUNTS, workers=1)
+    return out
+
+
+def mimic_table(raw: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(raw / f"mimic_cxr/mimic-cxr-2.0.0-{name}.csv.gz")
+
+
+def test_same_bytes_for_any_number_of_workers(raw, tmp_path):
+    make_phantoms(tmp_path, profile="smoke", seed=5, size=SIZE, counts=COUNTS, workers=2)
+    assert tree_hash(tmp_path) == tree_hash(raw)
+
+
+def test_another_seed_gives_other_images_and_reports(raw, tmp_path):
+    make_phantoms(tmp_path, datasets=["mimic_cxr"], seed=6, size=SIZE, counts={"mimic_cxr": 3})
+    assert not set(tree_hash(tmp_path).values()) & set(tree_hash(raw).values())
+
+
+def test_finished_datasets_are_left_alone(raw, capsys):
+    before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
+    make_phantoms(raw, profile="smoke", seed=5, size=SIZE, counts=COUNTS)
+    assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
+    assert capsys.readouterr().out.count("already there") == 4
+
+
+def test_unfinished_work_is_thrown_away(tmp_path):
+    (tmp_path / ".rsna.partial").mkdir()
+    (tmp_path / ".rsna.partial" / "rubbish").write_text("x")
+    (tmp_path / "rsna").mkdir()
+    make_phantoms(tmp_path, datasets=["rsna"], size=64, counts={"rsna": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rsna"]
+    assert not (tmp_path / "rsna" / "rubbish").exists()
+
+
+def test_each_dataset_has_a_card(raw):
+    for name, count in COUNTS.items():
+        card = json.loads((raw / name / "PHANTOM.json").read_text())
+        assert card["source"] == "phantom"
+        assert card["restricted"] is False
+        assert (card["name"], card["hospital"], card["seed"], card["size"]) == (name, name, 5, SIZE)
+        assert sum(card["counts"].values()) == count
+
+
+def test_mimic_tables_have_the_original_columns(raw):
+    folder = raw / "mimic_cxr"
+    with gzip.open(folder / "mimic-cxr-2.0.0-metadata.csv.gz", "rt") as stream:
+        assert stream.readline().strip() == (
+            "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,"
+            "StudyTime,ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,"
+            "PatientOrientationCodeSequence_CodeMeaning"
+        )
+    with gzip.open(folder / "mimic-cxr-2.0.0-split.csv.gz", "rt") as stream:
+        assert stream.readline().strip() == "dicom_id,study_id,subject_id,split"
+    for labeler in ("chexpert", "negbio"):
+        with gzip.open(folder / f"mimic-cxr-2.0.0-{labeler}.csv.gz", "rt") as stream:
+            assert stream.readline().strip() == f"subject_id,study_id,{MIMIC_CLASSES}"
+            cells = {cell for row in csv.reader(stream) for cell in row[2:]}
+        assert cells <= {"1.0", "0.0", "-1.0", ""}
+
+
+def test_mimic_tree_matches_its_tables(raw):
+    folder = raw / "mimic_cxr"
+    metadata = mimic_table(raw, "metadata")
+    named = set()
+    for row in metadata.itertuples():
+        assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}", row.dicom_id)
+        study = f"files/p{str(row.subject_id)[:2]}/p{row.subject_id}/s{row.study_id}"
+        named.add(f"{study}/{row.dicom_id}.jpg")
+        with Image.open(folder / study / f"{row.dicom_id}.jpg") as picture:
+            assert picture.mode == "L"
+            assert picture.size == (row.Columns, row.Rows)
+            assert max(picture.size) == SIZE
+        assert (folder / "mimic-cxr-reports" / f"{study}.txt").read_text().lstrip().startswith("FINAL REPORT")
+    assert named == {str(path.relative_to(folder)) for path in (folder / "files").rglob("*.jpg")}
+    reports = list((folder / "mimic-cxr-reports").rglob("*.txt"))
+    assert len(reports) == metadata["study_id"].nunique() == len(mimic_table(raw, "chexpert"))
+
+
+def test_mimic_splits_never_share_a_patient_and_have_the_asked_sizes(raw):
+    split = mimic_table(raw, "split")
+    assert (split.groupby("subject_id")["split"].nunique() == 1).all()
+    frontal = mimic_table(raw, "metadata").merge(split[["dicom_id", "split"]], on="dicom_id")
+    frontal = frontal[frontal["ViewPosition"].isin(["PA", "AP"])]
+    assert frontal["split"].value_counts().to_dict() == {"train": 16, "test": 5, "validate": 3}
+
+
+def plan_mimic(counts: dict[str, int]) -> list:
+    return mimic_cxr._plan(Settings(seed=1, size=256, counts=counts))
+
+
+def test_mimic_studies_are_as_varied_as_the_original():
+    studies = plan_mimic({"train": 500, "validate": 20, "test": 40})
+    images = Counter(image.view for study in studies for image in study.images)
+    assert images["AP"] + images["PA"] == 560
+    assert images["LATERAL"] > 30
+    assert sum(len([i for i in s.images if i.view != "LATERAL"]) == 2 for s in studies) > 20
+    visits = Counter(study.subject_id for study in studies)
+    assert max(visits.values()) >= 3
+    assert 0.5 < len(visits) / len(studies) < 0.9
+    assert len({study.study_id for study in studies}) == len(studies)
+    by_patient: dict[int, list] = {}
+    for study in studies:
+        by_patient.setdefault(study.subject_id, []).append(study)
+    for visits_of_one in by_patient.values():
+        assert len({(s.case.sex, s.case.age, s.case.habitus) for s in visits_of_one}) == 1
+        dates = [study.date for study in visits_of_one]
+        assert dates == sorted(dates)
+
+
+def test_every_class_has_positives_in_every_smoke_split():
+    studies = plan_mimic(PROFILES["smoke"]["mimic_cxr"])
+    for split in ("train", "validate", "test"):
+        names = {f.name for study in studies if study.split == split for f in study.case.findings}
+        assert len(names & set(FINDINGS)) >= (10 if split != "validate" else 5)
+    for split in chexpert.SPLITS:
+        rows = chexpert._plan(Settings(seed=1, size=256, counts=PROFILES["smoke"]["chexpert"]), split)
+        for name in ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"):
+            values = [row.labels[name] for row in rows]
+            assert values.count(1.0) >= 2, (split, name)
+            assert len(values) - values.count(1.0) >= 2
+
+
+def test_ground_truth_spans_and_masks(raw):
+    folder = raw / "mimic_cxr"
+    truth = folder / "ground_truth"
+    phrases = pd.read_parquet(truth / "phrases.parquet")
+    metadata = mimic_table(raw, "metadata").set_index("dicom_id")
+    assert list(phrases.columns) == [
+        *("dicom_id", "study_id", "section", "first_word", "last_word", "phrase", "finding", "side", "zone"),
+        *("severity", "negated", "uncertain", "mask", "x", "y", "w", "h"),
+    ]
+    assert phrases["negated"].any()
+    assert (~phrases["negated"]).any()
+    for row in phrases.itertuples():
+        image = metadata.loc[row.dicom_id]
+        assert image["ViewPosition"] in ("PA", "AP")
+        study = f"files/p{str(image['subject_id'])[:2]}/p{image['subject_id']}/s{row.study_id}"
+        report = " ".join((folder / "mimic-cxr-reports" / f"{study}.txt").read_text().split())
+        section = report.split(f"{row.section.upper()}: ")[-1].split(" IMPRESSION:")[0]
+        words = re.findall(r"\w+", section)[row.first_word : row.last_word + 1]
+        assert words == re.findall(r"\w+", row.phrase)
+        if row.negated:
+            assert row.mask == ""
+            assert pd.isna(row.x)
+            continue
+        with Image.open(truth / row.mask) as picture:
+            mask = np.asarray(picture)
+        assert mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {0, 255}
+        assert mask.shape == (image["Rows"], image["Columns"])
+        rows, columns = np.where(mask == 255)
+        assert (row.x, row.y) == (columns.min(), rows.min())
+        assert (row.x + row.w - 1, row.y + row.h - 1) == (columns.max(), rows.max())
+
+
+def test_cases_hold_every_finding_and_say_which_were_mentioned(raw):
+    truth = raw / "mimic_cxr" / "ground_truth"
+    cases = pd.read_parquet(truth / "cases.parquet")
+    phrases = pd.read_parquet(truth / "phrases.parquet")
+    assert not cases.duplicated(["dicom_id", "finding"]).any()
+    assert set(cases["finding"]) <= set(FINDINGS)
+    spoken = phrases[~phrases["negated"]]
+    assert set(zip(spoken["dicom_id"], spoken["mask"], strict=True)) <= set(
+        zip(cases["dicom_id"], cases["mask"], strict=True)
+    )
+    seen = cases[cases["mentioned"] & (cases["mask"] != "")]
+    assert set(seen["mask"]) == set(spoken["mask"])
+    assert {path.name for path in (truth / "masks").iterdir()} == {Path(mask).name for mask in cases["mask"] if mask}
+
+
+@pytest.mark.parametrize(("side", "low", "high"), [("left", 0.55, 1.0), ("right", 0.0, 0.45)])
+def test_the_patients_left_is_on_the_right_of_the_image(tmp_path, side, low, high):
+    case = Case("F", 50, "PA", (Finding("consolidation", side, "lower", "severe"),))
+    film = Film("film.png", case, "mimic_cxr", (1, 2), 96, aspect=0.83, masks=("mask.png",))
+    written = write_film(tmp_path, film)
+    x, _, width, _ = written.boxes[0]
+    assert low < (x + width / 2) / written.width < high
+    write_film(tmp_path, replace(film, path="clear.png", case=replace(case, findings=()), masks=()))
+    change = np.abs(
+        np.asarray(Image.open(tmp_path / "film.png"), float) - np.asarray(Image.open(tmp_path / "clear.png"), float)
+    )
+    mask = np.asarray(Image.open(tmp_path / "mask.png")) == 255
+    assert change[mask].mean() > 4 * change[~mask].mean()
+
+
+def test_chexpert_tables_and_tree(raw):
+    root = raw / "chexpert"
+    patients = {}
+    for split, values in (("train", {"1.0", "0.0", "-1.0", ""}), ("valid", {"1.0", "0.0"})):
+        with (root / "CheXpert-v1.0" / f"{split}.csv").open() as stream:
+            assert stream.readline().strip() == CHEXPERT_HEADER
+            rows = list(csv.reader(stream))
+        for path, sex, age, frontal, view, *labels in rows:
+            match = re.fullmatch(
+                rf"CheXpert-v1\.0/{split}/(patient\d{{5}})/study\d+/view\d+_(frontal|lateral)\.jpg", path
+            )
+            patients.setdefault(split, set()).add(match[1])
+            assert (root / path).is_file()
+            assert sex in ("Female", "Male")
+            assert 18 <= int(age) <= 96
+            assert frontal == match[2].capitalize()
+            assert view == "" if frontal == "Lateral" else view in ("AP", "PA")
+            assert len(labels) == 14
+            assert set(labels) <= values
+        assert sum(row[3] == "Frontal" for row in rows) == {"train": 9, "valid": 5}[split]
+    assert not patients["train"] & patients["valid"]
+
+
+def test_rsna_dicom_labels_and_classes(raw):
+    root = raw / "rsna"
+    labels = pd.read_csv(root / "stage_2_train_labels.csv")
+    classes = pd.read_csv(root / "stage_2_detailed_class_info.csv")
+    assert list(labels.columns) == ["patientId", "x", "y", "width", "height", "Target"]
+    assert list(classes.columns) == ["patientId", "class"]
+    assert list(labels["patientId"]) == list(classes["patientId"])
+    files = {path.stem: path for path in (root / "stage_2_train_images").glob("*.dcm")}
+    assert set(files) == set(labels["patientId"])
+    assert len(files) == 10
+    boxes = ["x", "y", "width", "height"]
+    assert labels[labels["Target"] == 0][boxes].isna().all(axis=None)
+    positive = labels[labels["Target"] == 1]
+    assert len(positive) >= 4
+    assert (classes["class"][labels["Target"] == 1] == "Lung Opacity").all()
+    assert set(classes["class"][labels["Target"] == 0]) <= {"Normal", "No Lung Opacity / Not Normal"}
+    assert ((positive["x"] + positive["width"] <= SIZE) & (positive["y"] + positive["height"] <= SIZE)).all()
+    for name, path in files.items():
+        assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name)
+        dataset = pydicom.dcmread(path)
+        assert dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.50"
+        assert dataset.PhotometricInterpretation == "MONOCHROME2"
+        assert (dataset.BitsAllocated, dataset.BitsStored, dataset.Modality) == (8, 8, "CR")
+        assert (dataset.PatientID, dataset.PatientSex in "MF", dataset.ViewPosition in ("AP", "PA")) == (
+            name,
+            True,
+            True,
+        )
+        assert re.fullmatch(r"\d{3}Y", dataset.PatientAge)
+        pixels = dataset.pixel_array
+        assert pixels.shape == (SIZE, SIZE)
+        assert pixels.dtype == np.uint8
+        assert pixels.std() > 20
+
+
+def test_rsna_has_a_row_for_each_box(raw):
+    labels = pd.read_csv(raw / "rsna/stage_2_train_labels.csv")
+    assert labels.groupby("patientId")["Target"].nunique().eq(1).all()
+    mask = np.zeros((20, 30), bool)
+    mask[2:10, 3:9] = mask[5:9, 20:28] = mask[15, 15] = True
+    assert mask_parts(mask) == ((3, 2, 6, 8), (20, 5, 8, 4))  # the single pixel is too small for a box
+    assert mask_parts(np.zeros((4, 4), bool)) == ()
+
+
+def test_covidx_lists_and_folders(raw):
+    root = raw / "covidx"
+    patients = {}
+    for split, count in (("train", 8), ("test", 4)):
+        lines = [line.split(" ") for line in (root / f"{split}_COVIDx9A.txt").read_text().splitlines()]
+        assert len(lines) == count
+        for patient, name, label, source in lines:
+            assert label in ("normal", "pneumonia", "COVID-19")
+            assert source in ("rsna", "cohen", "fig1", "actmed", "sirm", "ricord", "bimcv")
+            with Image.open(root / split / name) as picture:
+                assert picture.format == ("PNG" if name.endswith(".png") else "JPEG")
+            patients.setdefault(split, set()).add(patient)
+        assert {line[1] for line in lines} == {path.name for path in (root / split).iterdir()}
+    assert not patients["train"] & patients["test"]
+
+
+def test_covidx_classes_are_balanced_and_mixed_in_format():
+    lines = covidx._plan(Settings(seed=1, size=256, counts={"train": 600, "test": 6}), "train")
+    shares = Counter(line.label for line in lines)
+    assert all(170 < shares[name] < 230 for name in covidx.CLASSES)
+    assert {Path(line.name).suffix for line in lines} == {".png", ".jpg", ".jpeg"}
+    assert {line.film.colour for line in lines} == {True, False}
+    clear = [line for line in lines if line.label == "COVID-19" and not line.film.case.findings]
+    assert 1 <= len(clear) < 30
+    assert len({line.name for line in lines}) == 600
+
+
+def test_follow_up_keeps_the_patient_and_what_does_not_heal():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        first = sample_case(rng, HOSPITALS["mimic_cxr"])
+        second = follow_up(first, HOSPITALS["mimic_cxr"], rng)
+        assert (first.sex, first.age, first.habitus, first.incidentals) == (
+            *(second.sex, second.age, second.habitus),
+            second.incidentals,
+        )
+        for name in ("cardiomegaly", "nodule"):
+            kept = [f for f in second.findings if f.name == name]
+            assert [f for f in first.findings if f.name == name] in (kept, [])
+        names = [finding.name for finding in second.findings]
+        assert names == [name for name in FINDINGS if name in names]
+        assert {"pacemaker", "sternal wires"} & set(first.devices) <= set(second.devices)
+
+
+def test_csv_gzip_holds_no_time_stamp(tmp_path):
+    write_csv(tmp_path / "t.csv.gz", ("a", "b"), [(1, None), ("x,y", float("nan"))])
+    data = (tmp_path / "t.csv.gz").read_bytes()
+    assert data[4:8] == bytes(4)
+    assert gzip.decompress(data) == b'a,b\n1,\n"x,y",\n'
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"profile": "huge"}, "unknown profile 'huge'"),
+        ({"datasets": ["siim"]}, "unknown dataset 'siim'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"size": 8}, "size is 8"),
+        ({"workers": 0}, "workers is 0"),
+        ({"counts": {"mimic": 3}}, "unknown dataset 'mimic'"),
+        ({"counts": {"mimic_cxr": 2}}, "counts asks for 2 mimic_cxr"),
+        ({"counts": {"rsna": 2}, "datasets": ["covidx"]}, "counts names rsna"),
+    ],
+)
+def test_wrong_settings_are_one_line(tmp_path, settings, message):
+    with pytest.raises(PhantomError, match=message) as error:
+        make_phantoms(tmp_path / "out", **settings)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused(raw, tmp_path, capsys):
+    (tmp_path / "rsna").mkdir()
+    (tmp_path / "rsna" / "thesis.tex").write_text("precious")
+    assert main(["--out", str(tmp_path), "--datasets", "rsna", "--workers", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "holds no phantom dataset" in error
+    assert (tmp_path / "rsna" / "thesis.tex").read_text() == "precious"
+    assert main(["--out", str(raw), "--datasets", "rsna", "--seed", "6", "--workers", "1"]) == 2
+    assert "was made with seed 5, not 6" in capsys.readouterr().err
+    (tmp_path / "file").write_text("x")
+    assert main(["--out", str(tmp_path / "file"), "--datasets", "covidx", "--workers", "1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--counts", "mimic_cxr"], ["--counts", "mimic_cxr=many"], ["--profile", "x"]])
+def test_command_line_refuses_what_it_cannot_read(tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--out", str(tmp_path), *arguments])
+    assert exit_.value.code == 2
+    assert "error:" in capsys.readouterr().err
