@@ -1,0 +1,464 @@
+"""Word-to-region grounding: do the words of a finding look at the place where the finding is?
+
+The phantom reports come with the truth that no public dataset has: for every finding phrase the span of its
+words and the mask of the pixels it speaks of. A word's attention over the patches is enlarged to the image
+and compared with that mask.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from mgca_lib.alignment.token import attention_maps
+from mgca_lib.data.pairs import PairImages
+from mgca_lib.data.reports import ReportWord, report_words
+from mgca_lib.data.studies import DatasetError, Studies
+from mgca_lib.data.transforms import mask_to_input
+from mgca_lib.evaluation.features import encoder_device, frozen, pair_batches
+from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
+from mgca_lib.model import MGCA
+
+PHRASES_FILE = "phrases.parquet"
+THRESHOLDS = np.round(np.arange(0.0, 1.0, 0.05), 2)
+
+_TEXT = ("dicom_id", "study_id", "section", "phrase", "finding", "side", "zone", "severity", "mask")
+_NUMBERS = ("first_word", "last_word")
+_FLAGS = ("negated", "uncertain")
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """Finding phrases of a dataset, with the words they are made of.
+
+    Attributes:
+        table: One row an image and phrase: the columns of ``phrases.parquet``, and ``row`` (of the image in
+            the dataset), ``patient_id``, and ``positions`` (tuple of word numbers in the cleaned report;
+            empty where cleaning removed all of them).
+        folder: Folder that the ``mask`` column is relative to.
+        left_out: Number of phrases for each reason to leave them out.
+    """
+
+    table: pd.DataFrame
+    folder: Path
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RegionScore:
+    """How well one map agrees with one mask.
+
+    Attributes:
+        hit: Pointing game: whether the map's maximum lies inside the mask.
+        chance: Share of the image that the mask covers: the hit rate of a blind guess.
+        contrast: Contrast-to-noise ratio, ``(mean inside - mean outside) / sqrt(variance inside + variance
+            outside)``, with its sign: a map that avoids the finding is negative (some authors take the
+            absolute value and cannot tell).
+        iou: ``(T,)`` intersection over union of the mask and the map above each of ``THRESHOLDS``, the map
+            scaled to [0, 1]. The first threshold is 0 and keeps the whole image, so its value is the mask's
+            share of the image.
+        peak: Row and column of the map's maximum.
+    """
+
+    hit: bool
+    chance: float
+    contrast: float
+    iou: np.ndarray
+    peak: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """Scores of all phrases that point at something visible.
+
+    Attributes:
+        table: One row a phrase: ``row``, ``patient_id``, ``finding``, ``phrase``, ``uncertain``, ``hit``,
+            ``chance``, ``contrast``, and ``control``: how often the same maximum hits the masks of the same
+            finding in other patients (NaN without any). A model that only knows where a finding usually
+            lies has ``hit`` equal to ``control``.
+        iou: ``(N, T)`` intersection over union at ``THRESHOLDS``.
+        left_out: Number of phrases for each reason to leave them out.
+    """
+
+    table: pd.DataFrame
+    iou: np.ndarray
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class GroundingSummary:
+    """Means over patients, the phrases of a patient averaged first.
+
+    Attributes:
+        pointing: Hit rate with Wilson's interval over patients.
+        chance: Expected hit rate of a blind guess.
+        control: Hit rate on the masks of the same finding in other patients; NaN where no other patient has
+            it.
+        contrast: Contrast-to-noise ratio with a bootstrap interval over patients.
+        iou: Intersection over union with a bootstrap interval, at ``threshold``.
+        iou_chance: Intersection over union of a map that marks the whole image.
+        threshold: The one of ``THRESHOLDS`` with the highest mean IoU. It is chosen on the same phrases, so
+            ``iou`` is optimistic.
+        phrases: Number of phrases.
+    """
+
+    pointing: Interval
+    chance: float
+    control: float
+    contrast: Interval
+    iou: Interval
+    iou_chance: float
+    threshold: float
+    phrases: int
+
+
+def load_phrases(folder: str | Path, studies: Studies) -> Phrases:
+    """Load the phantom's ground truth and find its words in the cleaned reports of a prepared dataset.
+
+    Args:
+        folder: ``ground_truth`` folder of the raw phantom dataset.
+        studies: Prepared dataset, or a split of it; its ``image_id`` is the ``dicom_id`` of the ground truth.
+
+    Raises:
+        DatasetError: the file is missing, cannot be read, lacks a column or holds a value that makes no
+            sense, no image of the dataset has a phrase, or a phrase is not found in its report.
+    """
+    folder = Path(folder)
+    path = folder / PHRASES_FILE
+    if not path.is_file():
+        raise DatasetError(
+            f"{path}: missing; ground truth exists for the phantom only, made by data_scripts/make_phantoms.py"
+        )
+    try:
+        table = pd.read_parquet(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not a readable parquet file ({error})") from None
+    _check_phrases(table, path)
+    number_of = {image_id: row for row, image_id in enumerate(studies.table["image_id"])}
+    inside = table["dicom_id"].isin(number_of)
+    left_out = {"image not in this dataset": int((~inside).sum())}
+    table = table[inside].copy()
+    if table.empty:
+        raise DatasetError(f"{path}: none of its images is in {studies.root}; do they belong together?")
+    table["row"] = table["dicom_id"].map(number_of).astype(int)
+    table["patient_id"] = studies.table["patient_id"].to_numpy()[table["row"]]
+    words_of: dict[int, list[ReportWord]] = {}
+    positions = []
+    for phrase in table.itertuples():
+        if phrase.row not in words_of:
+            words_of[phrase.row] = _cleaned_words(studies, phrase.row)
+        words = words_of[phrase.row]
+        places = phrase_positions(words, phrase.section, phrase.first_word, phrase.last_word)
+        runs = re.findall(r"\w+", phrase.phrase)
+        for place in places:
+            offset = words[place].index - phrase.first_word
+            said = runs[offset].lower().encode("ascii", "ignore").decode() if offset < len(runs) else ""
+            if words[place].text != said:
+                raise DatasetError(
+                    f"{path}: row {phrase.Index}, image {phrase.dicom_id!r}: the report says "
+                    f"{words[place].text!r} where the phrase {phrase.phrase!r} should stand; "
+                    "make the phantoms and prepare them again"
+                )
+        positions.append(places)
+    table["positions"] = positions
+    return Phrases(table.reset_index(drop=True), folder, left_out)
+
+
+def phrase_positions(words: Sequence[ReportWord], section: str, first_word: int, last_word: int) -> tuple[int, ...]:
+    r"""Numbers of a phrase's words in the cleaned report.
+
+    Args:
+        words: The cleaned report, from `mgca_lib.data.reports.report_words`.
+        section: ``"impression"`` or ``"findings"``.
+        first_word: Number of the first word among the ``\w+`` runs of the section.
+        last_word: Number of the last one, inclusive.
+
+    Returns:
+        Word numbers as the tokenizer and the encoder count them; words that cleaning removed are absent.
+
+    >>> words = report_words(findings="Small left effusion. Normal heart.", impression="1. Left effusion.")
+    >>> phrase_positions(words, "findings", 0, 2), phrase_positions(words, "impression", 2, 2)
+    ((2, 3, 4), (1,))
+    """
+    return tuple(
+        number for number, word in enumerate(words) if word.section == section and first_word <= word.index <= last_word
+    )
+
+
+@torch.inference_mode()
+def word_maps(model: MGCA, pairs: PairImages, *, batch_size: int = 64) -> dict[int, Tensor]:
+    """Where every word of every report looks: the attention that the token loss trains.
+
+    Args:
+        model: A model; it works where it is, in eval mode and float32, and gets its training mode back.
+        pairs: Image-report pairs with the evaluation transform.
+        batch_size: Pairs at a time.
+
+    Returns:
+        For each row of the dataset a float32 ``(W, P)`` tensor on the CPU; ``W`` is the number of words
+        that the tokenizer kept, each row sums to 1 over the patches (0 for a word without any piece).
+    """
+    maps: dict[int, Tensor] = {}
+    temperature = model.config.alignment.token_temperature
+    with frozen(model), torch.autocast(encoder_device(model).type, enabled=False):
+        for batch in pair_batches(model, pairs, batch_size):
+            image, report = model.encode_image(batch.images), model.encode_report(batch)
+            attention = attention_maps(report.local, image.local, temperature=temperature, word_keep=report.keep)
+            for row, own, keep in zip(batch.rows.tolist(), attention.float().cpu(), report.keep.cpu(), strict=True):
+                maps[row] = own[: int(keep.nonzero().max()) + 1].clone() if keep.any() else own[:0]
+    return maps
+
+
+def phrase_map(maps: Tensor, positions: Sequence[int]) -> Tensor | None:
+    """Mean map of the words of a phrase.
+
+    Args:
+        maps: ``(W, P)`` maps of the words that the tokenizer kept.
+        positions: Word numbers; those from ``W`` on were cut off and are left out.
+
+    Returns:
+        ``(P,)``, or ``None`` when no word of the phrase is left.
+
+    >>> phrase_map(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), (1, 2)).tolist()
+    [0.0, 1.0]
+    """
+    kept = [place for place in positions if place < len(maps) and bool(maps[place].any())]
+    return maps[kept].mean(dim=0) if kept else None
+
+
+def phrase_mask(phrases: Phrases, mask: str, *, stored_size: int, image_size: int) -> np.ndarray:
+    """Read the mask of a phrase, in the geometry of the encoder's input.
+
+    Args:
+        phrases: Ground truth from `load_phrases`.
+        mask: Path from the ``mask`` column of its table, not empty.
+        stored_size: As in `mgca_lib.data.transforms.ImageTransform`.
+        image_size: As there.
+
+    Returns:
+        ``(image_size, image_size)`` bool; all False where the crop leaves the finding out.
+
+    Raises:
+        DatasetError: the mask file is missing or unreadable.
+    """
+    return mask_to_input(_read_mask(phrases.folder / mask), stored_size=stored_size, image_size=image_size)
+
+
+def enlarge_map(values: Tensor, *, image_size: int, grid: tuple[int, int] | None = None) -> np.ndarray:
+    """Enlarge a map over patches to the encoder's input, bilinearly.
+
+    Args:
+        values: ``(P,)`` map, patches row by row.
+        image_size: Side of the input, pixels.
+        grid: Rows and columns of the patches; by default a square.
+
+    Returns:
+        ``(image_size, image_size)`` float32.
+
+    Raises:
+        ValueError: the patches do not fill the grid.
+
+    >>> enlarge_map(torch.tensor([0.0, 1.0, 0.0, 1.0]), image_size=4)[0].tolist()
+    [0.0, 0.25, 0.75, 1.0]
+    """
+    side = round(len(values) ** 0.5)
+    rows, columns = grid or (side, side)
+    if rows * columns != len(values):
+        raise ValueError(f"{len(values)} patches do not fill a grid of {rows} x {columns}; pass grid=(rows, columns)")
+    small = values.detach().float().cpu().reshape(1, 1, rows, columns)
+    return F.interpolate(small, size=(image_size, image_size), mode="bilinear")[0, 0].numpy()
+
+
+def score_region(heat: np.ndarray, mask: np.ndarray) -> RegionScore:
+    """Compare a map with a mask.
+
+    Args:
+        heat: ``(H, W)`` finite values. Of several equal maxima the first in reading order counts; for a
+            flat map that is a corner.
+        mask: ``(H, W)`` bool with at least one pixel set and one not.
+
+    Raises:
+        ValueError: the shapes differ, the mask is empty or full, or a value is not finite.
+
+    >>> heat = np.array([[0.0, 0.0], [0.0, 1.0]])
+    >>> score = score_region(heat, heat > 0)
+    >>> score.hit, score.chance, score.iou[0], score.iou[10]
+    (True, 0.25, np.float64(0.25), np.float64(1.0))
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if heat.shape != mask.shape or heat.ndim != 2:
+        raise ValueError(f"map of shape {heat.shape} for a mask of shape {mask.shape}")
+    if not np.isfinite(heat).all():
+        raise ValueError("the map is not finite")
+    area = int(mask.sum())
+    if not 0 < area < mask.size:
+        raise ValueError(f"the mask covers {area} of {mask.size} pixels; there is nothing to compare")
+    heat = heat.astype(np.float64)
+    span = np.ptp(heat)
+    # Enlarging a flat map leaves rounding noise, which scaling would turn into a picture.
+    scaled = (heat - heat.min()) / span if span > 1e-6 * np.abs(heat).max() else np.zeros_like(heat)
+    inside, outside = scaled[mask], scaled[~mask]
+    noise = max(np.sqrt(inside.var() + outside.var()), 1e-6)  # a map of two levels has none
+    # Counting values above each threshold is one sort instead of one image per threshold.
+    above_inside, above_outside = (
+        len(part) - np.searchsorted(np.sort(part), THRESHOLDS, side="left") for part in (inside, outside)
+    )
+    peak = np.unravel_index(int(scaled.argmax()), heat.shape)
+    return RegionScore(
+        hit=bool(mask[peak]),
+        chance=area / mask.size,
+        contrast=float((inside.mean() - outside.mean()) / noise),
+        iou=above_inside / (area + above_outside),
+        peak=(int(peak[0]), int(peak[1])),
+    )
+
+
+def ground_phrases(
+    phrases: Phrases,
+    maps: Mapping[int, Tensor],
+    *,
+    stored_size: int,
+    image_size: int,
+    grid: tuple[int, int] | None = None,
+) -> Grounding:
+    """Score the map of every phrase against its mask.
+
+    Args:
+        phrases: Ground truth from `load_phrases`.
+        maps: For each row of the dataset the ``(W, P)`` maps of its words, from `word_maps`.
+        stored_size: As in `mgca_lib.data.transforms.ImageTransform`.
+        image_size: As there; masks and maps are compared at this size.
+        grid: Rows and columns of the patches; by default a square.
+
+    Raises:
+        DatasetError: a mask file is missing or unreadable.
+        KeyError: an image has no maps.
+        ValueError: no phrase is left.
+    """
+    left_out = dict(phrases.left_out) | dict.fromkeys(
+        ("negated, points at nothing", "cut off by the tokenizer", "mask outside the crop"), 0
+    )
+    rows, scores, masks, read = [], [], [], {}
+    for phrase in phrases.table.itertuples():
+        if phrase.negated or not phrase.mask:
+            left_out["negated, points at nothing"] += 1
+            continue
+        heat = phrase_map(maps[phrase.row], phrase.positions)
+        if heat is None:
+            left_out["cut off by the tokenizer"] += 1
+            continue
+        if phrase.mask not in read:
+            read[phrase.mask] = phrase_mask(phrases, phrase.mask, stored_size=stored_size, image_size=image_size)
+        mask = read[phrase.mask]
+        if not mask.any() or mask.all():
+            left_out["mask outside the crop"] += 1
+            continue
+        scores.append(score_region(enlarge_map(heat, image_size=image_size, grid=grid), mask))
+        masks.append(mask)
+        rows.append((phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain)))
+    if not rows:
+        raise ValueError(f"no phrase can be scored ({left_out})")
+    table = pd.DataFrame(rows, columns=["row", "patient_id", "finding", "phrase", "uncertain"])
+    for name in ("hit", "chance", "contrast"):
+        table[name] = [float(getattr(score, name)) for score in scores]
+    table["control"] = _control(table, scores, masks)
+    return Grounding(table, np.stack([score.iou for score in scores]), left_out)
+
+
+def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: int = 0) -> dict[str, GroundingSummary]:
+    """Summarise all phrases together (``"all"``) and the phrases of each finding.
+
+    Phrases of one patient are not independent, so they are averaged first, and every patient counts once.
+
+    Args:
+        grounding: Scores of the phrases.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+    """
+    table = grounding.table
+    parts = {"all": np.ones(len(table), bool)}
+    parts |= {finding: (table["finding"] == finding).to_numpy() for finding in sorted(table["finding"].unique())}
+    return {name: _summarise(table[part], grounding.iou[part], resamples, seed) for name, part in parts.items()}
+
+
+def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) -> GroundingSummary:
+    patients = table["patient_id"].to_numpy()
+    means = table.groupby(patients)[["hit", "chance", "contrast", "control"]].mean()
+    iou = pd.DataFrame(iou).groupby(patients).mean().to_numpy()
+    best = int(iou.mean(axis=0).argmax())
+    n = len(means)
+    contrast = means["contrast"].to_numpy()
+    return GroundingSummary(
+        pointing=wilson_interval(float(means["hit"].sum()), n),
+        chance=float(means["chance"].mean()),
+        control=float(means["control"].mean()),
+        contrast=bootstrap_interval(lambda rows: contrast[rows].mean(), n, resamples=resamples, seed=seed),
+        iou=bootstrap_interval(lambda rows: iou[rows, best].mean(), n, resamples=resamples, seed=seed),
+        iou_chance=float(iou[:, 0].mean()),
+        threshold=float(THRESHOLDS[best]),
+        phrases=len(table),
+    )
+
+
+def _control(table: pd.DataFrame, scores: Sequence[RegionScore], masks: Sequence[np.ndarray]) -> np.ndarray:
+    control = np.full(len(table), np.nan)
+    patients = table["patient_id"].to_numpy()
+    peaks = np.array([score.peak for score in scores])
+    for _, rows in table.groupby("finding").indices.items():
+        stack = np.stack([masks[row] for row in rows])
+        for row in rows:
+            others = patients[rows] != patients[row]
+            if others.any():
+                control[row] = stack[others, peaks[row, 0], peaks[row, 1]].mean()
+    return control
+
+
+def _cleaned_words(studies: Studies, row: int) -> list[ReportWord]:
+    report = studies.table.iloc[row]
+    words = report_words(findings=report["findings"], impression=report["impression"])
+    if [word.text for word in words] != " ".join(report["sentences"]).split():
+        raise DatasetError(
+            f"{studies.root}: image {report['image_id']!r}: its sentences were not made from its findings and "
+            "impression, so its words cannot be matched with the ground truth; prepare the dataset again"
+        )
+    return words
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("L")) >= 128
+    except OSError as error:
+        raise DatasetError(f"{path}: mask cannot be read: {error}") from None
+
+
+def _check_phrases(table: pd.DataFrame, path: Path) -> None:
+    def fail(row: int, column: str, problem: str) -> None:
+        raise DatasetError(f"{path}: row {row}, column {column!r}: {problem}")
+
+    for column in (*_TEXT, *_NUMBERS, *_FLAGS):
+        if column not in table.columns:
+            raise DatasetError(f"{path}: column {column!r} is missing")
+    for column in _TEXT:
+        for row, value in enumerate(table[column].tolist()):
+            if not isinstance(value, str):
+                fail(row, column, f"expected text, found {value!r}")
+    for row, value in enumerate(table["section"].tolist()):
+        if value not in ("impression", "findings"):
+            fail(row, "section", f"{value!r} is not 'impression' or 'findings'")
+    for row, (first, last) in enumerate(zip(table["first_word"].tolist(), table["last_word"].tolist(), strict=True)):
+        if not 0 <= first <= last:
+            fail(row, "last_word", f"words {first} to {last} are no span")
+    for row, (mask, negated) in enumerate(zip(table["mask"].tolist(), table["negated"].tolist(), strict=True)):
+        if Path(mask).is_absolute() or ".." in Path(mask).parts:
+            fail(row, "mask", f"{mask!r} must be a path inside the ground truth")
+        if bool(mask) == bool(negated):
+            fail(row, "mask", f"{mask!r} with negated = {negated}: a phrase either is negated or has a mask")

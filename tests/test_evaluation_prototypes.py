@@ -1,0 +1,160 @@
+"""Prototype analysis against scikit-learn, hand-made cases and shuffled labels."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+
+from mgca_lib.evaluation.prototypes import (
+    Assignment,
+    assign_prototypes,
+    cluster_agreement,
+    dominant_finding,
+    modality_agreement,
+    nearest_members,
+    project,
+)
+
+
+def test_assignment_is_the_most_probable_prototype():
+    torch.manual_seed(0)
+    embeddings, prototypes = torch.randn(20, 5), torch.randn(7, 5)
+    result = assign_prototypes(embeddings, prototypes, temperature=0.3)
+    for row in range(20):
+        cosine = [float(embeddings[row] @ p / embeddings[row].norm() / p.norm()) / 0.3 for p in prototypes]
+        probability = np.exp(cosine) / np.exp(cosine).sum()
+        assert result.cluster[row] == probability.argmax()
+        assert result.probability[row] == pytest.approx(probability.max(), rel=1e-5)
+    np.testing.assert_array_equal(assign_prototypes(embeddings, prototypes, temperature=9).cluster, result.cluster)
+
+
+def test_measures_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    clusters, labels = rng.integers(0, 9, 120), rng.choice(["a", "b", "c"], 120)
+    result = cluster_agreement(clusters, labels, resamples=5, permutations=2)
+    expected = {
+        "nmi": metrics.v_measure_score(labels, clusters),
+        "homogeneity": metrics.homogeneity_score(labels, clusters),
+        "completeness": metrics.completeness_score(labels, clusters),
+        "purity": sum(max(np.sum(labels[clusters == c] == name) for name in "abc") for c in range(9)) / 120,
+    }
+    for name, value in expected.items():
+        assert result.measures[name].mean == pytest.approx(value, abs=1e-12), name
+    assert result.measures["nmi"].mean == pytest.approx(metrics.normalized_mutual_info_score(labels, clusters))
+    assert result.clusters == 9
+
+
+def test_perfect_and_degenerate_clusterings():
+    labels = np.repeat(["a", "b", "c"], 10)
+    perfect = cluster_agreement(np.repeat([5, 3, 8], 10), labels, resamples=20)
+    assert {name: round(interval.mean, 12) for name, interval in perfect.measures.items()} == {
+        "purity": 1,
+        "nmi": 1,
+        "homogeneity": 1,
+        "completeness": 1,
+    }
+    one = cluster_agreement(np.zeros(30, int), labels, resamples=20)
+    assert one.measures["purity"].mean == pytest.approx(1 / 3)
+    assert one.measures["nmi"].mean == 0
+    assert one.measures["completeness"].mean == 1
+
+
+def test_chance_level_and_interval_on_noise_and_on_signal():
+    rng = np.random.default_rng(1)
+    labels = rng.choice(["a", "b", "c", "d"], 300)
+    noise = cluster_agreement(rng.integers(0, 40, 300), labels)
+    for name, interval in noise.measures.items():
+        assert interval.low < noise.chance[name] < interval.high, name
+        assert interval.low < interval.mean < interval.high
+    clusters = np.unique(labels, return_inverse=True)[1] * 10 + rng.integers(0, 10, 300)
+    signal = cluster_agreement(clusters, labels)
+    assert signal.measures["purity"].low > signal.chance["purity"] + 0.3
+
+
+def test_bootstrap_repeats_and_groups_count():
+    rng = np.random.default_rng(2)
+    clusters, labels, groups = rng.integers(0, 4, 60), rng.choice(["a", "b"], 60), np.repeat(np.arange(20), 3)
+    first, second = (cluster_agreement(clusters, labels, groups=groups, resamples=30) for _ in range(2))
+    assert first == second
+    assert first.measures["nmi"].n == 20
+
+
+def test_modality_agreement_and_its_chance():
+    rng = np.random.default_rng(3)
+    a, b = rng.choice(3, 4000, p=[0.6, 0.3, 0.1]), rng.choice(3, 4000, p=[0.2, 0.2, 0.6])
+    agreement, chance = modality_agreement(Assignment(a, a), Assignment(b, b), resamples=200)
+    assert chance == pytest.approx(0.6 * 0.2 + 0.3 * 0.2 + 0.1 * 0.6, abs=0.02)
+    assert agreement.low - 0.01 < chance < agreement.high + 0.01
+    assert modality_agreement(Assignment(a, a), Assignment(a, a), resamples=10)[0].mean == 1
+
+
+def test_dominant_finding_prefers_the_rarest_or_the_priority():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1], [0, -1, np.nan], [0, 1, 0]])
+    names = ["effusion", "edema", "nodule"]
+    assert dominant_finding(labels, names).tolist() == ["effusion", "edema", "nodule", "no finding", "edema"]
+    assert dominant_finding(labels, names, priority=names).tolist() == [
+        "effusion",
+        "effusion",
+        "effusion",
+        "no finding",
+        "edema",
+    ]
+    with pytest.raises(ValueError, match="every label name once"):
+        dominant_finding(labels, names, priority=["edema"])
+    with pytest.raises(ValueError, match="2 names"):
+        dominant_finding(labels, names[:2])
+
+
+def test_nearest_members_equal_a_sort():
+    torch.manual_seed(1)
+    embeddings, prototypes = torch.randn(15, 4), torch.randn(3, 4)
+    rows, similarity = nearest_members(embeddings, prototypes, count=4)
+    for k, prototype in enumerate(prototypes):
+        cosine = torch.cosine_similarity(embeddings, prototype[None])
+        assert rows[k].tolist() == sorted(range(15), key=lambda i: -cosine[i])[:4]
+        np.testing.assert_allclose(similarity[k], cosine[rows[k]], rtol=1e-5)
+    with pytest.raises(ValueError, match="15 studies"):
+        nearest_members(embeddings, prototypes, count=16)
+
+
+def blobs():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 12))
+    number = rng.integers(0, 3, 60)
+    return centres, number, centres[number] + 0.05 * rng.normal(size=(60, 12))
+
+
+@pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)])
+def test_projections_keep_clusters_and_seeds(method):
+    centres, number, points = blobs()
+    images, reports, prototypes = project(points[:40], torch.tensor(points[40:]), centres, method=method)
+    assert (images.shape, reports.shape, prototypes.shape) == ((40, 2), (20, 2), (3, 2))
+    plane = np.concatenate([images, reports])
+    distance = np.linalg.norm(plane[:, None] - plane[None], axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    assert (number[distance.argmin(axis=1)] == number).mean() > 0.95
+    again = project(points[:40], points[40:], centres, method=method)
+    np.testing.assert_array_equal(images, again[0])
+
+
+def test_perplexity_is_handed_on_and_cut_for_few_points():
+    _, _, points = blobs()
+    usual, wide, cut = (project(points, method="tsne", perplexity=value)[0] for value in (5, 19, 1000))
+    assert not np.allclose(usual, wide)
+    np.testing.assert_array_equal(cut, project(points, method="tsne", perplexity=59 / 3)[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: project(np.ones((3, 2)), method="tsne"), "at least 8 points"),
+        (lambda: project(np.random.default_rng(0).normal(size=(9, 2)), method="pca"), "'tsne' or 'umap'"),
+        (lambda: project(np.full((9, 2), np.nan), method="tsne"), "not finite"),
+        (lambda: assign_prototypes(torch.ones(2, 3), torch.ones(2, 4)), "expected"),
+        (lambda: assign_prototypes(torch.ones(2, 3), torch.ones(2, 3), temperature=0), "positive"),
+        (lambda: cluster_agreement(np.zeros(3, int), ["a"]), "clusters for"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

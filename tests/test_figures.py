@@ -1,0 +1,238 @@
+"""Figures: right axes, labels, colours and data; nothing global is touched; the same figure gives the same bytes."""
+
+import inspect
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mgca_lib import figures
+
+RNG = np.random.default_rng(0)
+FILM = RNG.uniform(size=(40, 30))
+MASK = np.zeros((40, 30), bool)
+MASK[5:20, 3:12] = True
+CELL = {"mean": 0.8, "low": 0.7, "high": 0.9, "n": 3}
+HISTORY = [
+    {"epoch": e, "learning_rate": 1e-3 / e}
+    | {f"{s}/{p}": 5.0 / e for s in ("train", "valid") for p in figures.TERM_NAMES}
+    for e in range(1, 5)
+]
+HISTORY[2]["valid/total"] = 0.1
+SPAN = {"section": "findings", "first_word": 1, "last_word": 2, "finding": "edema", "negated": True, "uncertain": True}
+POINTS, STARS = RNG.normal(size=(50, 2)), RNG.normal(size=(6, 2))
+FINDINGS = np.array(["edema", "no finding"] * 25)
+CLUSTERS = np.array([0, 1, 2, 3, 0] * 10)
+
+EXAMPLES = {
+    "image_grid": lambda: figures.image_grid([FILM] * 5, list("abcde"), columns=3),
+    "image_with_masks": lambda: figures.image_with_masks(FILM, [MASK], ["edema"], boxes=[(3, 5, 9, 15)]),
+    "patch_grid": lambda: figures.patch_grid(FILM, (4, 3), weights=np.full(12, 1 / 12)),
+    "word_heat_maps": lambda: figures.word_heat_maps(FILM, [FILM, FILM[:8, :8]], ["left", "edema"], masks=[None, MASK]),
+    "prototype_grid": lambda: figures.prototype_grid([[FILM] * 3, [FILM]], [["edema"] * 3, ["nodule"]], ["one", "two"]),
+    "report_with_spans": lambda: figures.report_with_spans(
+        {"findings": "No edema seen. " * 30, "impression": ""}, [SPAN]
+    ),
+    "label_counts": lambda: figures.label_counts({"train": {"a": 3, "b": 9}, "test": {"a": 1, "b": 2}}),
+    "word_weights": lambda: figures.word_weights([f"w{n}" for n in range(30)], np.full(30, 1 / 30)),
+    "similarity_matrix": lambda: figures.similarity_matrix(np.eye(3), rows=list("abc"), columns=list("def")),
+    "similarity_histogram": lambda: figures.similarity_histogram(POINTS.ravel() + 3, POINTS),
+    "retrieval_cases": lambda: figures.retrieval_cases(
+        [{"film": FILM, "answer_film": FILM, "report": "no edema " * 30, "answer": "edema", "caption": "rank 2"}] * 2
+    ),
+    "curves": lambda: figures.curves([1, 2], {"a": [1, 2], "b": [2, 1]}, x_label="x", y_label="y", marks={"m": 1.5}),
+    "sinkhorn_steps": lambda: figures.sinkhorn_steps([np.full((4, 4), 1 / 16)] * 5, list("12345")),
+    "loss_curves": lambda: figures.loss_curves(HISTORY, chance={"instance": 5.5}),
+    "probe_bars": lambda: figures.probe_bars(
+        {"CheXpert": {"1%": {"random": CELL, "mgca": CELL}}, "RSNA": {"1%": {"random": CELL, "mgca": CELL}}},
+        published={"CheXpert": {"1%": {"mgca": 0.888}}},
+        metric={"CheXpert": "macro AUROC"},
+        chance={"CheXpert": 0.5, "RSNA": 0.5},
+    ),
+    "retrieval_curve": lambda: figures.retrieval_curve(
+        {"image to report": {1: CELL, 5: CELL}}, chance={1: 0.1, 5: 0.5}
+    ),
+    "grounding_bars": lambda: figures.grounding_bars({"edema": CELL | {"chance": 0.1, "control": float("nan")}}),
+    "projection_maps": lambda: figures.projection_maps(
+        {"t-SNE": (POINTS, STARS), "UMAP": (POINTS, STARS)}, FINDINGS, CLUSTERS, top_clusters=3
+    ),
+    "embedding_maps": lambda: figures.embedding_maps({"perplexity 5": POINTS, "perplexity 30": POINTS}, FINDINGS),
+    "prototype_composition": lambda: figures.prototype_composition(CLUSTERS, FINDINGS),
+    "course_map": lambda: figures.course_map(FILM, "Small left effusion. " * 9),
+}
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return {name: example() for name, example in EXAMPLES.items()}
+
+
+def test_every_public_figure_has_an_example():
+    public = {
+        name
+        for name, function in inspect.getmembers(figures, inspect.isfunction)
+        if not name.startswith("_") and function.__module__ == figures.__name__
+    }
+    helpers = {"course_style", "save_figure", "finding_colour", "method_colour"}
+    assert public - helpers == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_figure_is_drawn_inside_its_frame_and_nothing_global_is_left(name, drawn, tmp_path):
+    before = dict(mpl.rcParams)
+    figure = EXAMPLES[name]()
+    assert isinstance(figure, Figure)
+    first = figures.save_figure(figure, tmp_path / "new" / "one.png", dpi=40).read_bytes()
+    assert first == figures.save_figure(drawn[name], tmp_path / "two.png", dpi=40).read_bytes()
+    assert np.asarray(Image.open(tmp_path / "two.png").convert("L")).std() > 5
+    with figures.course_style():
+        used, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(used.x0, used.y0) > -0.05
+    assert used.x1 < width + 0.05
+    assert used.y1 < height + 0.05
+    assert dict(mpl.rcParams) == before
+    if "matplotlib.pyplot" in sys.modules:
+        assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("image_grid", ["a", "e"]),
+        ("image_with_masks", ["image alone", "ground truth", "edema"]),
+        ("patch_grid", ["4 x 3 = 12 patches", "times the equal share"]),
+        ("word_heat_maps", ["image alone", "“edema”", "attention, times its mean over the image"]),
+        ("report_with_spans", ["Findings", "struck through: denied", "dotted: uncertain", "seen."]),
+        ("label_counts", ["images", "train", "test", "9"]),
+        ("word_weights", ["equal share", "w29", "weight"]),
+        ("similarity_matrix", ["image", "report", "cosine similarity", "1.00"]),
+        ("loss_curves", ["instance (ITA)", "loss (nats)", "validation", "learning rate", "knows nothing"]),
+        ("probe_bars", ["macro AUROC", "share of training labels", "published", "foot of the bars: chance"]),
+        ("retrieval_curve", ["recall at K (%)", "K", "chance"]),
+        ("grounding_bars", ["edema  (n = 3)", "blind guess"]),
+        ("projection_maps", ["t-SNE, by disease", "UMAP, by prototype", "unused prototype", "1 others"]),
+        ("embedding_maps", ["perplexity 5", "perplexity 30", "edema", "no finding", "dominant finding"]),
+        ("course_map", ["Instance alignment", "Token alignment", "Prototype alignment", "not for clinical use"]),
+    ],
+)
+def test_labels_say_what_is_shown(name, expected, drawn):
+    shown = texts(drawn[name])
+    for text in expected:
+        assert text in shown, shown
+
+
+def test_films_are_drawn_whole_and_in_a_fixed_window(drawn):
+    for name in ("image_grid", "image_with_masks", "word_heat_maps", "patch_grid"):
+        axis = drawn[name].axes[0]
+        (image,) = axis.get_images()
+        assert image.get_clim() == (0, 1)
+        np.testing.assert_allclose(axis.get_xlim(), (-0.5, 29.5))
+        np.testing.assert_allclose(axis.get_ylim(), (39.5, -0.5))
+        np.testing.assert_allclose(np.asarray(image.get_array()), FILM)
+    assert len(drawn["word_heat_maps"].axes[0].get_images()) == 1
+    assert len(drawn["word_heat_maps"].axes[1].get_images()) == 2
+
+
+def test_flat_attention_leaves_the_film_untouched(drawn):
+    figure = figures.word_heat_maps(FILM, [np.ones((4, 4)), np.eye(4)], ["flat", "sharp"])
+    flat, sharp = (axis.get_images()[1] for axis in figure.axes[1:3])
+    assert np.max(flat.get_alpha()) == 0
+    assert np.max(sharp.get_alpha()) > 0.7
+    np.testing.assert_allclose(sharp.get_array(), 4 * np.eye(4))
+    assert flat.get_clim() == sharp.get_clim() == (1, 4)
+
+
+def test_outline_follows_the_mask():
+    figure = figures.image_with_masks(FILM, [MASK], ["edema"])
+    (outline,) = [c for c in figure.axes[1].collections if len(c.get_paths())]
+    points = np.concatenate([path.vertices for path in outline.get_paths()])
+    np.testing.assert_allclose([points.min(0), points.max(0)], [[2.5, 4.5], [11.5, 19.5]])
+    assert figure.axes[0].collections[:] == []
+
+
+def test_similarity_histogram_means_and_shares():
+    figure = figures.similarity_histogram(np.array([0.5, 0.7]), np.array([0.0, 0.1, 0.2, -0.3]))
+    assert "matched pairs: mean 0.60" in texts(figure)
+    assert "unmatched pairs: mean 0.00" in texts(figure)
+
+
+def test_loss_curves_mark_the_best_epoch(drawn):
+    total = drawn["loss_curves"].axes[3]
+    star = [line for line in total.lines if line.get_marker() == "*"]
+    assert [float(x) for x in star[0].get_xdata()] == [3]
+
+
+def test_probe_bars_stand_on_chance(drawn):
+    axis = drawn["probe_bars"].axes[0]
+    assert [round(bar.get_y(), 6) for bar in axis.patches] == [0.5, 0.5]
+    assert [round(bar.get_y() + bar.get_height(), 6) for bar in axis.patches] == [0.8, 0.8]
+    diamonds = [line for line in axis.lines if line.get_marker() == "D"]
+    assert [float(line.get_ydata()[0]) for line in diamonds] == [0.888]
+    assert not [line for line in drawn["probe_bars"].axes[1].lines if line.get_marker() == "D"]
+
+
+def test_projection_draws_every_study_and_star_in_each_panel(drawn):
+    for axis in drawn["projection_maps"].axes:
+        offsets = [len(part.get_offsets()) for part in axis.collections]
+        assert sum(offsets) >= len(POINTS) + len(STARS)
+    upper = drawn["projection_maps"].axes[0]
+    colours = {mpl.colors.to_hex(part.get_facecolor()[0]).upper() for part in upper.collections}
+    assert {figures.finding_colour("edema"), figures.finding_colour("no finding")} <= colours
+
+
+def test_embedding_maps_draw_every_point_in_the_colour_of_its_group():
+    groups = np.array(["image", "report"] * 25)
+    (points,) = figures.embedding_maps({"t-SNE": POINTS}, groups).axes[0].collections
+    expected = {tuple(at): mpl.colors.to_rgb(figures.MODALITY_COLOURS[g]) for at, g in zip(POINTS, groups, strict=True)}
+    drawn = zip(points.get_offsets(), points.get_facecolor(), strict=True)
+    assert {tuple(np.asarray(at)): tuple(colour[:3]) for at, colour in drawn} == expected
+
+
+def test_composition_bars_add_up():
+    figure = figures.prototype_composition(CLUSTERS, FINDINGS)
+    assert sum(bar.get_height() for bar in figure.axes[0].patches) == len(CLUSTERS)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()][0] == "0"
+
+
+def test_report_words_are_marked_by_their_number():
+    spans = [SPAN | {"first_word": 1, "last_word": 1}, SPAN | {"first_word": 3, "last_word": 4, "finding": "nodule"}]
+    pieces = figures._pieces("No - edema, or a nodule.", spans)
+    assert [(text, span["finding"] if span else "") for text, span in pieces] == [
+        ("No", ""),
+        ("-", ""),
+        ("edema,", "edema"),
+        ("or", ""),
+        ("a", "nodule"),
+        ("nodule.", "nodule"),
+    ]
+
+
+def test_colours_have_one_meaning_and_can_be_told_apart():
+    for palette in (figures.FINDING_COLOURS, figures.TERM_COLOURS, figures.MODALITY_COLOURS):
+        colours = [np.array(mpl.colors.to_rgb(colour)) for colour in palette.values()]
+        distances = [np.abs(a - b).sum() for i, a in enumerate(colours) for b in colours[:i]]
+        assert min(distances) > 0.2
+    assert figures.finding_colour("COVID-19") == figures.FINDING_COLOURS["covid-like opacities"]
+    assert figures.finding_colour("something else") == "#4A4A4A"
+    assert figures.method_colour("MGCA") == figures.METHOD_COLOURS["mgca"]
+    assert figures.method_colour("ImageNet Init") == figures.METHOD_COLOURS["imagenet"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.image_grid([np.zeros((1, 4, 4))]), "grey image"),
+        (lambda: figures.image_grid([np.full((4, 4), -1.0)]), "to_display"),
+        (lambda: figures.image_with_masks(FILM, [MASK[:5]], ["edema"]), "mask of shape"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,336 @@
+"""Grounding: word positions, hand-made masks, slow loops, and chance by simulation."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import tiny_config, tiny_studies, tiny_tokenizer
+from PIL import Image
+
+from mgca_lib.data.pairs import PairImages, report_texts
+from mgca_lib.data.reports import clean_sentences, report_words
+from mgca_lib.data.studies import Card, DatasetError, Studies
+from mgca_lib.data.transforms import ImageTransform
+from mgca_lib.evaluation.grounding import (
+    THRESHOLDS,
+    Phrases,
+    enlarge_map,
+    ground_phrases,
+    load_phrases,
+    phrase_map,
+    phrase_mask,
+    phrase_positions,
+    score_region,
+    summarise_grounding,
+    word_maps,
+)
+from mgca_lib.model import build_model
+
+REPORTS = {
+    "a": ("Heart is large. There is a small left effusion in the base.", "1. Small left effusion.\n2. No edema."),
+    "b": ("Effusion. Nodule in the right lung.", ""),
+}
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """Two images with reports, masks of 40 x 20 pixels, and phrases: one seen twice, one negated, one cleaned away."""
+    folder = tmp_path / "ground_truth"
+    (folder / "masks").mkdir(parents=True)
+    masks = {name: np.zeros((40, 20), np.uint8) for name in ("left", "lung", "edge")}
+    masks["left"][20:40, 10:20] = 255
+    masks["lung"][0:20, 0:20] = 255
+    masks["edge"][0:1, 0:1] = 255
+    for name, mask in masks.items():
+        Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
+    rows = [
+        ("a", "impression", 1, 3, "Small left effusion", "pleural effusion", False, "masks/left.png"),
+        ("a", "findings", 5, 8, "a small left effusion", "pleural effusion", False, "masks/left.png"),
+        ("a", "impression", 5, 6, "No edema", "edema", True, ""),
+        ("b", "findings", 0, 0, "Effusion", "pleural effusion", False, "masks/lung.png"),
+        ("b", "findings", 1, 5, "Nodule in the right lung", "nodule", False, "masks/lung.png"),
+        ("z", "findings", 0, 0, "Effusion", "pleural effusion", False, "masks/lung.png"),
+    ]
+    columns = ["dicom_id", "section", "first_word", "last_word", "phrase", "finding", "negated", "mask"]
+    table = pd.DataFrame(rows, columns=columns)
+    for column in ("study_id", "side", "zone", "severity"):
+        table[column] = "x"
+    table["uncertain"] = False
+    table.to_parquet(folder / "phrases.parquet")
+    return folder, table, studies_of(tmp_path)
+
+
+def studies_of(root):
+    rows = [
+        {
+            "image_id": name,
+            "patient_id": f"patient {name}",
+            "findings": findings,
+            "impression": impression,
+            "sentences": clean_sentences(findings=findings, impression=impression),
+        }
+        for name, (findings, impression) in REPORTS.items()
+    ]
+    return Studies(root=root, table=pd.DataFrame(rows), card=Card("m", "1", "phantom", "none", False))
+
+
+def test_phrases_find_their_words(truth):
+    folder, _, studies = truth
+    phrases = load_phrases(folder, studies)
+    found = []
+    for phrase in phrases.table.itertuples():
+        findings, impression = REPORTS[phrase.dicom_id]
+        words = report_words(findings=findings, impression=impression)
+        found.append(" ".join(words[place].text for place in phrase.positions))
+    assert found == ["small left effusion", "a small left effusion", "no edema", "", "nodule in the right lung"]
+    assert phrases.table["row"].tolist() == [0, 0, 0, 1, 1]
+    assert phrases.table["patient_id"].tolist() == ["patient a"] * 3 + ["patient b"] * 2
+    assert phrases.left_out == {"image not in this dataset": 1}
+
+
+def test_positions_count_cleaned_words_impression_first():
+    words = report_words(findings="Heart is large. Small left effusion.", impression="2. Left effusion.")
+    assert phrase_positions(words, "findings", 3, 5) == (5, 6, 7)
+    assert phrase_positions(words, "impression", 0, 2) == (0, 1)
+    assert phrase_positions(words, "impression", 9, 9) == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "message"),
+    [
+        ("phrase", 0, "Large left effusion", "row 0, image 'a': the report says 'small'"),
+        ("phrase", 1, "a small", "the report says 'left'"),
+        ("section", 2, "history", "row 2, column 'section'"),
+        ("last_word", 1, 4, "row 1, column 'last_word': words 5 to 4"),
+        ("mask", 2, "masks/left.png", "row 2, column 'mask'"),
+        ("mask", 0, "", "row 0, column 'mask'"),
+        ("mask", 0, "../left.png", "inside the ground truth"),
+        ("finding", 0, None, "row 0, column 'finding': expected text"),
+        ("dicom_id", slice(None), "q", "none of its images"),
+    ],
+)
+def test_wrong_ground_truth_is_refused(truth, column, row, value, message):
+    folder, table, studies = truth
+    table = table.astype({column: object})
+    table.loc[row, column] = value
+    table.to_parquet(folder / "phrases.parquet")
+    with pytest.raises(DatasetError, match=message):
+        load_phrases(folder, studies)
+
+
+def test_missing_and_broken_files_are_named(truth):
+    folder, table, studies = truth
+    table.drop(columns="side").to_parquet(folder / "phrases.parquet")
+    with pytest.raises(DatasetError, match="column 'side' is missing"):
+        load_phrases(folder, studies)
+    (folder / "phrases.parquet").write_bytes(b"nonsense")
+    with pytest.raises(DatasetError, match=r"phrases\.parquet: not a readable"):
+        load_phrases(folder, studies)
+    (folder / "phrases.parquet").unlink()
+    with pytest.raises(DatasetError, match="phantom only"):
+        load_phrases(folder, studies)
+    table.to_parquet(folder / "phrases.parquet")
+    (folder / "masks" / "left.png").write_bytes(b"nonsense")
+    with pytest.raises(DatasetError, match=r"left\.png: mask cannot be read"):
+        ground_phrases(load_phrases(folder, studies), uniform(studies), stored_size=40, image_size=32)
+    studies.table.at[0, "sentences"] = ["other words"]
+    with pytest.raises(DatasetError, match="image 'a': its sentences were not made"):
+        load_phrases(folder, studies)
+
+
+def uniform(studies, patches=16):
+    return {row: torch.full((30, patches), 1 / patches) for row in range(len(studies))}
+
+
+def test_scores_of_a_map_that_knows_and_of_one_that_does_not(truth):
+    folder, _, studies = truth
+    phrases = load_phrases(folder, studies)
+    maps = uniform(studies)
+    # the 40 x 20 image stands in the middle of a 40 x 40 square; its lower right quarter is columns 20 to 29
+    right = torch.zeros(16)
+    right[[10, 14]] = 1.0  # 4 x 4 patches of 10 pixels: rows 2 and 3, column 2
+    maps[0][:] = right
+    grounding = ground_phrases(phrases, maps, stored_size=40, image_size=40)
+    table = grounding.table
+    assert table["phrase"].tolist() == ["Small left effusion", "a small left effusion", "Nodule in the right lung"]
+    assert table["hit"].tolist() == [1, 1, 0]
+    np.testing.assert_allclose(table["chance"], [200 / 1600, 200 / 1600, 400 / 1600])
+    assert table["contrast"].iloc[0] > 2
+    assert table["contrast"].iloc[2] == 0
+    assert grounding.iou[0].max() > 0.8
+    assert grounding.left_out == {
+        "image not in this dataset": 1,
+        "negated, points at nothing": 1,
+        "cut off by the tokenizer": 1,
+        "mask outside the crop": 0,
+    }
+    assert np.isnan(table["control"]).all()
+
+
+def test_words_that_the_tokenizer_cut_off_are_counted(truth):
+    folder, _, studies = truth
+    phrases = load_phrases(folder, studies)
+    maps = {row: values[:9] for row, values in uniform(studies).items()}
+    grounding = ground_phrases(phrases, maps, stored_size=40, image_size=40)
+    # the second phrase of image a has words 10 to 13, and one phrase of image b lost its word to cleaning
+    assert grounding.left_out["cut off by the tokenizer"] == 2
+    assert len(grounding.table) == 2
+    cut = {row: values[:0] for row, values in maps.items()}
+    with pytest.raises(ValueError, match="no phrase can be scored"):
+        ground_phrases(phrases, cut, stored_size=40, image_size=40)
+
+
+def test_a_mask_outside_the_crop_is_counted(truth):
+    folder, table, studies = truth
+    table.loc[0, "mask"] = "masks/edge.png"
+    table.to_parquet(folder / "phrases.parquet")
+    phrases = load_phrases(folder, studies)
+    grounding = ground_phrases(phrases, uniform(studies), stored_size=40, image_size=32)
+    assert grounding.left_out["mask outside the crop"] == 1
+
+
+def test_phrase_mask_takes_the_road_of_the_image(truth):
+    folder, _, studies = truth
+    phrases = load_phrases(folder, studies)
+    # 40 x 20 pixels stand in the middle of the 40 x 40 square; the crop takes 2 pixels off each side.
+    expected = np.zeros((36, 36), bool)
+    expected[18:36, 18:28] = True
+    found = phrase_mask(phrases, "masks/left.png", stored_size=40, image_size=36)
+    assert np.array_equal(found, expected)
+    with pytest.raises(DatasetError, match="gone.png"):
+        phrase_mask(phrases, "masks/gone.png", stored_size=40, image_size=36)
+
+
+def test_score_equals_a_slow_loop():
+    rng = np.random.default_rng(0)
+    heat, mask = rng.normal(size=(12, 9)), rng.uniform(size=(12, 9)) < 0.3
+    score = score_region(heat, mask)
+    inside = [heat[i, j] for i in range(12) for j in range(9) if mask[i, j]]
+    outside = [heat[i, j] for i in range(12) for j in range(9) if not mask[i, j]]
+    contrast = (np.mean(inside) - np.mean(outside)) / np.sqrt(np.var(inside) + np.var(outside))
+    assert score.contrast == pytest.approx(contrast, rel=1e-9)
+    scaled = (heat - heat.min()) / (heat.max() - heat.min())
+    for threshold, iou in zip(THRESHOLDS, score.iou, strict=True):
+        marked = scaled >= threshold
+        assert iou == pytest.approx((marked & mask).sum() / (marked | mask).sum(), abs=1e-12)
+    assert score.hit == (heat.max() in inside)
+    assert score_region(-heat, mask).contrast == pytest.approx(-contrast)
+    assert score.iou[0] == pytest.approx(mask.mean())
+
+
+def test_blind_maps_hit_as_often_as_chance_says():
+    rng = np.random.default_rng(1)
+    mask = np.zeros((20, 20), bool)
+    mask[3:9, 5:15] = True
+    hits = [score_region(rng.normal(size=(20, 20)), mask).hit for _ in range(2000)]
+    chance = score_region(rng.normal(size=(20, 20)), mask).chance
+    assert chance == pytest.approx(60 / 400)
+    assert np.mean(hits) == pytest.approx(chance, abs=4 * np.sqrt(chance * (1 - chance) / 2000))
+
+
+def test_enlarged_patches_lie_where_the_patches_are():
+    values = torch.zeros(12)
+    values[7] = 1.0
+    image = enlarge_map(values, image_size=24, grid=(3, 4))
+    row, column = np.unravel_index(image.argmax(), image.shape)
+    assert (row // 8, column // 6) == (1, 3)
+    with pytest.raises(ValueError, match="12 patches do not fill a grid of 3 x 3"):
+        enlarge_map(values, image_size=24)
+
+
+def test_phrase_map_is_a_mean_over_real_words():
+    maps = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    assert phrase_map(maps, (0, 1, 2, 5)).tolist() == [0.5, 0.5]
+    assert phrase_map(maps, (2, 5)) is None
+    assert phrase_map(maps, ()) is None
+
+
+def many(n, *, know, tmp_path):
+    """Phrases of ``n`` patients, two each, with one patch as mask; the maps know the patch or the usual place."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rows, maps = [], {}
+    for row in range(n):
+        patch = int(rng.choice([0, 5, 10, 15]))
+        mask = np.zeros((16, 16), np.uint8)
+        mask[patch // 4 * 4 : patch // 4 * 4 + 4, patch % 4 * 4 : patch % 4 * 4 + 4] = 255
+        Image.fromarray(mask).save(folder / f"{row}.png")
+        values = torch.full((2, 16), 0.01)
+        values[:, patch if know else 5] = 1
+        maps[row] = values
+        for position in (0, 1):
+            rows.append((row, f"p{row}", "nodule", "word", False, False, f"{row}.png", (position,)))
+    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions"]
+    phrases = Phrases(pd.DataFrame(rows, columns=columns), Path(folder), {})
+    return ground_phrases(phrases, maps, stored_size=16, image_size=16)
+
+
+def test_control_tells_knowledge_from_habit(tmp_path):
+    (tmp_path / "k").mkdir()
+    knows = summarise_grounding(many(40, know=True, tmp_path=tmp_path / "k"), resamples=100)["nodule"]
+    habit = summarise_grounding(many(40, know=False, tmp_path=tmp_path), resamples=100)["nodule"]
+    assert knows.pointing.mean == 1
+    assert knows.control == pytest.approx(0.25, abs=0.05)
+    assert habit.pointing.mean == pytest.approx(habit.control, abs=0.05)
+    assert habit.pointing.low > habit.chance == pytest.approx(1 / 16)
+
+
+def test_summary_counts_patients_not_phrases(tmp_path):
+    grounding = many(12, know=True, tmp_path=tmp_path)
+    grounding.table["hit"] = [1.0, 0.0] * 6 + [1.0, 1.0] * 6
+    summary = summarise_grounding(grounding, resamples=100)
+    assert set(summary) == {"all", "nodule"}
+    part = summary["all"]
+    assert part.pointing.mean == pytest.approx(0.75)
+    assert part.pointing.n == part.contrast.n == part.iou.n == 12
+    assert part.phrases == 24
+    means = grounding.iou.mean(axis=0)
+    assert part.threshold == THRESHOLDS[means.argmax()]
+    assert part.iou.mean == pytest.approx(means.max())
+    assert part.iou_chance == pytest.approx(1 / 16)
+
+
+@pytest.mark.parametrize(
+    ("heat", "mask", "message"),
+    [
+        (np.zeros((2, 2)), np.zeros((2, 3), bool), "shape"),
+        (np.zeros((2, 2)), np.zeros((2, 2), bool), "covers 0 of 4"),
+        (np.zeros((2, 2)), np.ones((2, 2), bool), "covers 4 of 4"),
+        (np.full((2, 2), np.nan), np.eye(2, dtype=bool), "not finite"),
+    ],
+)
+def test_bad_maps_are_refused(heat, mask, message):
+    with pytest.raises(ValueError, match=message):
+        score_region(heat, mask)
+
+
+def test_word_maps_are_the_softmax_over_patches_of_each_report_alone(tmp_path):
+    studies = tiny_studies(tmp_path / "tiny", train=6, valid=1, test=1).split("train")
+    config, tokenizer = tiny_config(), tiny_tokenizer(studies)
+    model = build_model(config, tokenizer, seed=0)
+    transform = ImageTransform(config.model.stored_size, config.model.image_size)
+    pairs = PairImages(studies, tokenizer, transform, max_pieces=40, seed=0)
+    maps = word_maps(model, pairs, batch_size=4)
+    assert sorted(maps) == list(range(6))
+    model.eval()
+    for row, text in enumerate(report_texts(studies)):
+        assert len(maps[row]) == len(text.split())
+        batch = pairs.collate([pairs[row]])
+        with torch.no_grad():
+            words, patches = model.encode_report(batch).local[0], model.encode_image(batch.images).local[0]
+        expected = torch.stack([torch.softmax(patches @ word / 0.1, dim=0) for word in words])
+        torch.testing.assert_close(maps[row], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_word_maps_end_where_the_tokenizer_cut(tmp_path):
+    studies = tiny_studies(tmp_path / "tiny", train=4, valid=1, test=1).split("train")
+    config, tokenizer = tiny_config(), tiny_tokenizer(studies)
+    transform = ImageTransform(config.model.stored_size, config.model.image_size)
+    pairs = PairImages(studies, tokenizer, transform, max_pieces=5, seed=0)
+    maps = word_maps(build_model(config, tokenizer, seed=0), pairs)
+    lengths = [int(pairs.tokens.report(row)[1].max()) + 1 for row in range(4)]
+    assert [len(maps[row]) for row in range(4)] == lengths
+    assert max(lengths) <= 3

@@ -1,0 +1,98 @@
+"""Intervals against scipy and against simulated coverage."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mgca_lib.evaluation.intervals import bootstrap_interval, t_interval, wilson_interval
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_t_interval_equals_scipy(level):
+    values = [0.71, 0.74, 0.69, 0.78]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(level)
+    interval = t_interval(values, level=level)
+    np.testing.assert_allclose((interval.low, interval.high), (expected.low, expected.high), rtol=1e-12)
+    assert interval.mean == pytest.approx(0.73, abs=1e-12)
+    assert interval.n == 4
+
+
+def test_t_interval_is_cut_at_the_bounds_only():
+    interval = t_interval([0.9, 1.0], bounds=(0, 1))
+    assert interval.high == 1
+    assert interval.low == t_interval([0.9, 1.0]).low
+    assert interval.mean == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 10), (50, 50), (1, 1)])
+def test_wilson_interval_equals_scipy(hits, n):
+    expected = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    interval = wilson_interval(hits, n)
+    np.testing.assert_allclose((interval.low, interval.high), (expected.low, expected.high), atol=1e-12)
+
+
+def test_bootstrap_of_a_mean_equals_scipy():
+    values = np.random.default_rng(1).normal(size=80)
+    expected = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(2)
+    ).confidence_interval
+    for method in ("percentile", "normal"):
+        interval = bootstrap_interval(lambda rows: values[rows].mean(), 80, resamples=4000, method=method)
+        np.testing.assert_allclose((interval.low, interval.high), (expected.low, expected.high), atol=0.025)
+        assert interval.mean == pytest.approx(values.mean())
+
+
+def test_bootstrap_of_groups_draws_whole_groups():
+    groups = np.array(["b", "a", "b", "c", "c", "c"])
+    seen = set()
+
+    def statistic(rows):
+        for name in "abc":
+            counts = np.bincount(rows, minlength=6)[groups == name]
+            assert len(set(counts)) == 1
+            seen.add((name, int(counts[0])))
+        return float(len(rows))
+
+    interval = bootstrap_interval(statistic, 6, groups=groups, resamples=50)
+    assert interval.n == 3
+    assert ("b", 0) in seen
+    assert ("b", 2) in seen
+
+
+def test_groups_widen_the_interval_of_repeated_measurements():
+    one = np.random.default_rng(0).normal(size=40)
+    repeated, groups = np.repeat(one, 9), np.repeat(np.arange(40), 9)
+    naive = bootstrap_interval(lambda rows: repeated[rows].mean(), 360)
+    honest = bootstrap_interval(lambda rows: repeated[rows].mean(), 360, groups=groups)
+    assert (honest.high - honest.low) / (naive.high - naive.low) == pytest.approx(3, rel=0.15)
+
+
+def test_undefined_resamples_are_left_out_and_seeds_repeat():
+    def statistic(rows):
+        return float("nan") if 0 not in rows else 1.0
+
+    interval = bootstrap_interval(statistic, 5, resamples=200)
+    assert (interval.low, interval.high) == (1, 1)
+    values = np.arange(20.0)
+    draws = [bootstrap_interval(lambda rows: values[rows].mean(), 20, seed=seed) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: t_interval([1.0]), "two values or more"),
+        (lambda: t_interval([1.0, float("nan")]), "finite"),
+        (lambda: wilson_interval(3, 2), "0 <= hits <= n"),
+        (lambda: wilson_interval(0, 0), "n >= 1"),
+        (lambda: t_interval([1, 2], level=95), "between 0 and 1"),
+        (lambda: bootstrap_interval(len, 0), "at least one case"),
+        (lambda: bootstrap_interval(len, 3, groups=[1]), "1 group names for 3 cases"),
+        (lambda: bootstrap_interval(lambda rows: float("nan"), 3), "undefined on the cases"),
+        (lambda: bootstrap_interval(lambda rows: 1 if (rows == [0, 1, 2]).all() else np.nan, 3), "resamples only"),
+        (lambda: bootstrap_interval(len, 3, method="bca"), "not 'percentile' or 'normal'"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
