@@ -30,10 +30,10 @@ PROFILES: dict[str, dict[str, dict[str, int]]] = {
         "covidx": {"train": 45, "test": 19},
     },
     "demo": {
-        "mimic_cxr": {"train": 3000, "validate": 300, "test": 500},
-        "chexpert": {"train": 1800, "valid": 600},
-        "rsna": {"train": 1200},
-        "covidx": {"train": 900, "test": 300},
+        "mimic_cxr": {"train": 3200, "validate": 300, "test": 500},
+        "chexpert": {"train": 2400, "valid": 600},
+        "rsna": {"train": 1000},
+        "covidx": {"train": 800, "test": 250},
     },
 }
 """Profile -> dataset -> split as the dataset names it -> number of frontal images."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mgca_lib.config import Config, ConfigError
+from mgca_lib.config import Config
 from mgca_lib.data.tokenization import load_tokenizer
 from mgca_lib.encoders import EncoderError
 from mgca_lib.model import MGCA, build_model
@@ -68,16 +68,14 @@ def save_checkpoint(
     if state is not None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / STATE_FILE)
         (part / COUNTERS_FILE).write_text(json.dumps(dict(counters or {})) + "\n", encoding="utf-8")
+    # A folder cannot replace another in one step: the old one steps aside first. A kill between the two renames
+    # leaves the whole old checkpoint under ".old", where load looks as well.
+    old = folder.with_name(folder.name + ".old")
     if folder.exists():
-        # A folder cannot replace another in one step: the old one steps aside first. A kill between the two
-        # renames leaves the whole old checkpoint under ".old", where load looks as well.
-        old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
-        os.replace(part, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(part, folder)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:
@@ -103,11 +101,17 @@ def load_checkpoint(
             f"{folder}: no checkpoint ({MODEL_FILE} is missing); run notebook 06, or python -m mgca_lib.pretrain"
         )
     config, provenance = read_config(found)
-    tokenizer = load_tokenizer(found / TEXT_FOLDER)
+    text = found / TEXT_FOLDER
+    for name in ("tokenizer.json", "tokenizer_config.json", CONFIG_FILE):
+        if not (text / name).is_file():  # transformers would look for it on the hub
+            raise CheckpointError(f"{text / name}: missing; the checkpoint is incomplete")
     try:
-        model = build_model(config, tokenizer, architecture=found / TEXT_FOLDER)
+        tokenizer = load_tokenizer(text)
+        model = build_model(config, tokenizer, architecture=text)
     except EncoderError as error:
         raise CheckpointError(f"{found / CONFIG_FILE}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{text}: not a readable tokenizer and configuration ({error})") from None
     load_weights(model, found / MODEL_FILE)
     return model.to(device).eval(), tokenizer, provenance
 
@@ -124,7 +128,7 @@ def read_config(folder: str | Path) -> tuple[Config, dict[str, Any]]:
         return Config.from_dict(content["config"]), dict(content["provenance"])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not the configuration of a checkpoint ({error})") from None
 
 
@@ -170,6 +174,6 @@ def read_state(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         counters = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise CheckpointError(f"{path}: missing, so training cannot go on from this checkpoint") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from None
     return read_tensors(Path(folder) / STATE_FILE), counters

@@ -4,6 +4,7 @@
 the published recipe. ``load_profile("demo", epochs=3)`` changes single settings; an unknown name raises.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -25,6 +26,30 @@ def _setting(default: Any, text: str) -> Any:
 def _require(part: Any, name: str, holds: bool, problem: str) -> None:
     if not holds:
         raise ConfigError(f"{name} = {getattr(part, name)!r}: {problem}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_KINDS = {
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    int: ("a whole number", _is_whole),
+    float: ("a finite number", _is_finite),
+    str: ("text", lambda value: isinstance(value, str)),
+    list[int]: ("a list of whole numbers", lambda value: isinstance(value, list) and all(map(_is_whole, value))),
+}
+
+
+def _check_kinds(part: Any) -> None:
+    for item in fields(part):
+        if item.type in _KINDS:
+            kind, fits = _KINDS[item.type]
+            _require(part, item.name, fits(getattr(part, item.name)), f"must be {kind}")
 
 
 @dataclass(frozen=True)
@@ -53,10 +78,14 @@ class ModelConfig:
     joint_dim: int = _setting(128, "D, width of the joint space")
 
     def __post_init__(self) -> None:
-        _require(self, "stored_size", self.stored_size >= self.image_size, "must be at least image_size")
-        _require(self, "text_width", self.text_width % self.text_heads == 0, "must be a multiple of text_heads")
-        for name in ("image_size", "text_layers", "text_vocabulary", "hidden_dim", "joint_dim"):
+        _check_kinds(self)
+        for name in ("image_size", "text_layers", "text_width", "text_heads", "hidden_dim", "joint_dim"):
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        _require(self, "stored_size", self.stored_size >= self.image_size, "must be at least image_size")
+        _require(self, "upsample_to", self.upsample_to >= 0, "must not be negative")
+        _require(self, "backbone_channels", all(width >= 1 for width in self.backbone_channels), "must be positive")
+        _require(self, "text_width", self.text_width % self.text_heads == 0, "must be a multiple of text_heads")
+        _require(self, "text_vocabulary", self.text_vocabulary >= 6, "must be at least 6: five are special")
         _require(self, "max_pieces", self.max_pieces >= 3, "must be at least 3: [CLS], one piece, [SEP]")
         _require(self, "text_dropout", 0 <= self.text_dropout < 1, "must be in [0, 1)")
 
@@ -79,10 +108,13 @@ class AlignmentConfig:
     upstream: Upstream = _setting("", "reproduce the published code's token alignment: vit or resnet; empty: corrected")
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         for name in ("instance_temperature", "token_temperature", "prototype_temperature", "sinkhorn_epsilon"):
             _require(self, name, getattr(self, name) > 0, "must be positive")
         for name in ("instance_weight", "token_weight", "prototype_weight", "freeze_prototypes_epochs"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        weights = self.instance_weight + self.token_weight + self.prototype_weight
+        _require(self, "instance_weight", weights > 0, "one of the three weights must be positive")
         _require(self, "num_prototypes", self.num_prototypes >= 2, "must be at least 2")
         _require(self, "sinkhorn_iterations", self.sinkhorn_iterations >= 1, "must be at least 1")
         _require(self, "upstream", self.upstream in ("", "vit", "resnet"), "must be vit, resnet or empty")
@@ -106,6 +138,7 @@ class TrainingConfig:
     max_train_pairs: int = _setting(0, "use only the first so many training pairs of a seeded shuffle; 0: all")
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         for name in ("epochs", "accumulation", "checkpoint_steps"):
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         _require(self, "batch_size", self.batch_size >= 2, "must be at least 2: contrast needs a second pair")
@@ -141,9 +174,10 @@ class Config:
             raise ConfigError(f"configuration: expected the keys {sorted(expected)}, found {sorted(content)}")
         parts = {"model": ModelConfig, "alignment": AlignmentConfig, "training": TrainingConfig}
         for name, part in parts.items():
-            unknown = set(content[name]) - {item.name for item in fields(part)}
-            if unknown:
-                raise ConfigError(f"configuration: unknown setting {name}.{sorted(unknown)[0]}")
+            known = {item.name for item in fields(part)}
+            for setting in sorted(known ^ set(content[name])):
+                problem = "is missing" if setting in known else "is unknown"
+                raise ConfigError(f"configuration: setting {name}.{setting} {problem}")
         return cls(profile=content["profile"], **{name: part(**content[name]) for name, part in parts.items()})
 
     def override(self, **settings: Any) -> "Config":
@@ -192,17 +226,18 @@ PROFILES: dict[str, Config] = {
             **_SMALL_TEXT,
             backbone="resnet10t",
             backbone_channels=[32, 64, 128, 256],
-            stored_size=108,
+            stored_size=120,
             image_size=96,
-            text_width=192,
-            text_heads=6,
+            text_width=128,
+            text_heads=2,
+            text_dropout=0.0,
             text_vocabulary=1500,
             hidden_dim=512,
             joint_dim=128,
         ),
         alignment=AlignmentConfig(num_prototypes=64),
         training=TrainingConfig(
-            epochs=15, batch_size=64, learning_rate=1e-3, warmup_fraction=0.1, workers=0, checkpoint_steps=100
+            epochs=14, batch_size=48, learning_rate=2e-3, warmup_fraction=0.1, workers=0, checkpoint_steps=100
         ),
     ),
     "paper": Config(profile="paper", model=ModelConfig(), alignment=AlignmentConfig(), training=TrainingConfig()),

@@ -10,6 +10,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
@@ -58,7 +59,8 @@ class ImageEncoder(nn.Module):
         local_dim: Width of ``local``.
 
     Raises:
-        EncoderError: timm does not know the backbone, its weights cannot be had, or it has no stride-16 stage.
+        EncoderError: timm does not know the backbone, its weights cannot be had, it has no stride-16 stage, or it is
+            a transformer with a class token and unusual attention (BEiT, EVA).
 
     >>> encoder = ImageEncoder("test_resnet", pretrained=False, image_size=64)
     >>> encoder(torch.zeros(2, 1, 64, 64)).local.shape
@@ -77,20 +79,25 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.upsample_to = upsample_to
         self.trunk = _build_trunk(backbone, pretrained, upsample_to or image_size, tuple(channels))
-        self.is_vit = hasattr(self.trunk, "blocks") and getattr(self.trunk, "num_prefix_tokens", 0) > 0
-        if self.is_vit and hasattr(self.trunk, "patch_embed"):
+        self.is_vit = getattr(self.trunk, "cls_token", None) is not None
+        if self.is_vit:
+            if not isinstance(getattr(self.trunk.blocks[-1], "attn", None), Attention):
+                raise EncoderError(
+                    f"backbone {backbone!r}: its attention is not a plain ViT's, so its patches cannot be weighted; "
+                    "use another, such as vit_* or deit_*"
+                )
             self.stage = -1
             self.local_dim = self.trunk.num_features
         else:
-            self.is_vit = False
             stages = [info["reduction"] for info in self.trunk.feature_info]
             if 16 not in stages:
                 raise EncoderError(f"backbone {backbone!r}: has no stage of stride 16 to take patches from")
-            self.stage = stages.index(16)
+            # The last such stage: every block of a ViT without class token has this stride.
+            self.stage = len(stages) - 1 - stages[::-1].index(16)
             self.local_dim = self.trunk.feature_info[self.stage]["num_chs"]
             # timm trains fastest on channels-last memory, measured on CPU (1.3x) and usual on GPU.
             self.trunk.to(memory_format=torch.channels_last)
-        self.feature_dim = self.trunk.num_features
+        self.feature_dim = self.trunk.head_hidden_size
 
     def forward(self, images: Tensor) -> Tokens:
         """Encode ``(B, 1 or 3, S, S)`` float images in [-1, 1] to unprojected tokens."""
@@ -209,7 +216,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, values: Tensor, keep: Tensor) -> Tensor:
         """Normalise ``values`` ``(B, N, D)``; statistics over the slots where ``keep`` ``(B, N)`` is true."""
-        values = values.float()
+        values = values.to(self.running_mean.dtype)
         if self.training:
             share = keep[..., None].to(values.dtype)
             count = share.sum()
@@ -312,8 +319,12 @@ def build_report_encoder(
             )
         sizes.num_hidden_layers = config.text_layers  # the first ones: upstream uses 6 of 12
         model = AutoModel.from_pretrained(name, config=sizes, add_pooling_layer=False)
-    except OSError as error:
+    except EncoderError:
+        raise
+    except (OSError, ValueError) as error:
         raise EncoderError(_not_here("text_model", name, error)) from None
+    except TypeError as error:
+        raise EncoderError(f"text_model {name!r}: is not a BERT-type model ({error})") from None
     if model.config.vocab_size < vocabulary:
         raise EncoderError(
             f"text_model {name!r}: knows {model.config.vocab_size} pieces, its tokenizer has {vocabulary}"
@@ -326,18 +337,22 @@ def _build_trunk(backbone: str, pretrained: bool, image_size: int, channels: tup
         raise EncoderError(
             f"backbone {backbone!r}: timm {timm.__version__} knows no such model; see timm.list_models()"
         )
-    options: dict[str, object] = {"num_classes": 0}
+    options: dict[str, object] = {"num_classes": 0, "img_size": image_size}
     if channels:
         options["channels"] = channels
-    if "vit" in backbone or "deit" in backbone:
-        options["img_size"] = image_size
     try:
-        return timm.create_model(backbone, pretrained=pretrained, **options)
+        try:
+            return timm.create_model(backbone, pretrained=pretrained, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            del options["img_size"]  # a network for images of any size
+            return timm.create_model(backbone, pretrained=pretrained, **options)
     except TypeError as error:
         raise EncoderError(f"backbone {backbone!r}: does not take these settings ({error})") from None
     except (OSError, RuntimeError) as error:
         if not pretrained:
-            raise
+            raise EncoderError(f"backbone {backbone!r}: cannot be built ({error})") from None
         raise EncoderError(_not_here("backbone", backbone, error)) from None
 
 

@@ -280,6 +280,9 @@ def word_heat_maps(
     *,
     masks: Sequence[np.ndarray | None] | None = None,
     columns: int = 4,
+    value_label: str = "attention, times its mean over the image",
+    outline_label: str = "ground-truth outline of the finding",
+    quoted: bool = True,
     title: str = "",
 ) -> Figure:
     """Where words look, after figure 3 of the paper: the plain image, then one overlay a word.
@@ -294,6 +297,9 @@ def word_heat_maps(
         words: The words or phrases.
         masks: Bool ground truth of each word in the image's shape, or ``None`` where there is none.
         columns: Panels a row, the plain image included.
+        value_label: What the colour is.
+        outline_label: What the outlines are.
+        quoted: Whether the panels' titles stand in quotation marks, as words of a report do.
         title: Title of the figure.
     """
     film = _film(image)
@@ -309,7 +315,7 @@ def word_heat_maps(
     _show_film(axes[0], film, "image alone")
     drawn = None
     for axis, heat, word, mask in zip(axes[1:], relative, words, masks, strict=False):
-        _show_film(axis, film, f"“{word}”")
+        _show_film(axis, film, f"“{word}”" if quoted else word)
         drawn = axis.imshow(
             heat,
             cmap=ATTENTION_MAP,
@@ -323,11 +329,9 @@ def word_heat_maps(
             _outline(axis, mask, film.shape, "#5CF2FF")
     if drawn is not None:
         scale = mpl.cm.ScalarMappable(norm=drawn.norm, cmap=ATTENTION_MAP)
-        figure.colorbar(
-            scale, ax=axes, label="attention, times its mean over the image", shrink=0.85, aspect=28, pad=0.015
-        )
+        figure.colorbar(scale, ax=axes, label=value_label, shrink=0.85, aspect=28, pad=0.015)
     if any(mask is not None for mask in masks):
-        handle = Line2D([], [], color="#18B8C9", linewidth=2.4, label="ground-truth outline of the finding")
+        handle = Line2D([], [], color="#18B8C9", linewidth=2.4, label=outline_label)
         figure.legend(handles=[handle], loc="outside lower center")
     _title(figure, title)
     return figure
@@ -398,9 +402,9 @@ def report_with_spans(
     font = FontProperties(size=10.5)
     space, line_height = _text_width("a b", font) - _text_width("ab", font), 0.27
     left, right = 0.15, width - 0.15
-    placed, top = [], 0.1 + 0.3 * bool(title)
+    headers, placed, top = [], [], 0.1 + 0.3 * bool(title)
     for name, words in pieces:
-        placed.append((left, top, name.capitalize(), None))
+        headers.append((top, name.capitalize()))
         top += line_height
         x = left
         for text, span in words:
@@ -416,10 +420,9 @@ def report_with_spans(
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, width), ylim=(height, 0))
     axis.set_axis_off()
+    for y, text in headers:
+        axis.text(left, y + 0.14, text, fontsize=9, fontweight="bold", color=MUTED, va="center")
     for number, (x, y, text, span) in enumerate(placed):
-        if span is None and text.lower() in sections and (number == 0 or y > placed[number - 1][1]):
-            axis.text(x, y + 0.14, text, fontsize=9, fontweight="bold", color=MUTED, va="center")
-            continue
         if span is not None:
             _mark_word(axis, x, y, _text_width(text, font), _joins(placed, number, space), span)
         axis.text(x, y + 0.14, text, fontproperties=font, va="center", color=INK)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -27,6 +28,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from mgca_lib.checkpoint import (
     MODEL_FILE,
+    TEXT_FOLDER,
     CheckpointError,
     find_checkpoint,
     load_weights,
@@ -82,6 +84,7 @@ class _Progress:
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     steps_summed: int = 0
     seconds: float = 0.0
+    processes: int = 1
 
 
 def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, resume: bool = False) -> Pretraining:
@@ -109,6 +112,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     """
     out = Path(out)
     training = config.training
+    AcceleratorState._reset_state()  # or a second run in this process could not have another precision
     accelerator = Accelerator(
         mixed_precision=_precision(config),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_has_idle_parameters(config))],
@@ -120,17 +124,28 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
 
     train = _limit(studies.split("train"), training.max_train_pairs, seed)
     valid = studies.split("valid")
-    tokenizer = _tokenizer(config, train)
-    model = build_model(config, tokenizer, seed=seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    state = _Progress()
+    if len(valid) < 2 * accelerator.num_processes:
+        raise PretrainError(
+            f"{studies.root}: {len(valid)} validation pairs; every process needs 2, since contrast needs a second pair"
+        )
     resume_from = find_checkpoint(out / "last") if resume else None
+    # A run goes on with the text encoder it has, wherever that came from.
+    text = None if resume_from is None else resume_from / TEXT_FOLDER
+    tokenizer = _tokenizer(config, train) if text is None else load_tokenizer(text)
+    model = build_model(config, tokenizer, seed=seed, architecture=text)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    state = _Progress(processes=accelerator.num_processes)
     if resume_from is not None:
         state = _restore(resume_from, model, optimizer)
+        if state.processes != accelerator.num_processes:
+            raise PretrainError(
+                f"{out}: was started with {state.processes} processes, so it cannot go on with "
+                f"{accelerator.num_processes}"
+            )
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     train_pairs = _pairs(train, tokenizer, config, seed, augmentation="crop")
-    valid_pairs = _pairs(valid, tokenizer, config, seed, augmentation="none")
+    valid_loader = validation_loader(config, valid, tokenizer, seed=seed, accelerator=accelerator)
     steps_per_epoch = _epoch(train_pairs, config, seed, 0, accelerator).total // training.accumulation
     if steps_per_epoch == 0:
         needed = training.batch_size * accelerator.num_processes * training.accumulation
@@ -139,7 +154,8 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         )
     total_steps = steps_per_epoch * training.epochs
 
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=state.step) if accelerator.is_main_process else None
+    # What a killed run logged behind its last checkpoint is logged again.
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=state.step + 1) if accelerator.is_main_process else None
     bar = progress(total=total_steps, description="pretraining", initial=state.step)
     keeper = _Keeper(out, model, tokenizer, optimizer, identity, accelerator)
     while state.step < total_steps and not _stopped_early(state, training.patience):
@@ -163,9 +179,12 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             state.seconds += time.perf_counter() - started
             _report_step(bar, writer, losses, rate, state, config, accelerator)
             if state.step % training.checkpoint_steps == 0 and state.step % steps_per_epoch:
+                if writer is not None:
+                    writer.flush()
                 keeper.save_last(state)
 
-        measured = evaluate(wrapped, _valid_loader(valid_pairs, config, seed, accelerator), accelerator)
+        measured = evaluate(wrapped, valid_loader, accelerator)
+        _check_finite({name: measured[name] for name in PARTS}, state.step, out)
         _close_epoch(state, epoch, rate, measured, config, accelerator)
         if writer is not None:
             for name, value in state.history[-1].items():
@@ -180,6 +199,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     bar.close()
     if writer is not None:
         writer.close()
+        _write_json(out / HISTORY_FILE, state.history)
         _write_json(out / FINISHED_FILE, {"identity": identity, "history": state.history})
     accelerator.wait_for_everyone()
     return Pretraining(best=out / "best", last=out / "last", history=state.history, trained=True)
@@ -202,6 +222,23 @@ def learning_rate_at(step: int, total_steps: int, training: TrainingConfig) -> f
         return _WARMUP_START + (training.learning_rate - _WARMUP_START) * step / warmup
     share = (step - warmup) / max(1, total_steps - warmup)
     return _WARMUP_START + (training.learning_rate - _WARMUP_START) * (1 + math.cos(math.pi * share)) / 2
+
+
+def validation_loader(
+    config: Config, valid: Studies, tokenizer: PreTrainedTokenizerBase, *, seed: int, accelerator: Accelerator
+) -> DataLoader:
+    """Return the batches on which :func:`pretrain` measures the validation loss: one fixed permutation."""
+    pairs = _pairs(valid, tokenizer, config, seed, augmentation="none")
+    processes = accelerator.num_processes
+    batches = EpochBatches(
+        size=len(pairs),
+        batch_size=min(config.training.batch_size, len(pairs) // processes),
+        seed=seed,
+        rank=accelerator.process_index,
+        processes=processes,
+        shuffle=False,
+    )
+    return _loader(pairs, batches, config)
 
 
 @torch.inference_mode()
@@ -302,10 +339,10 @@ def _look_into(out: Path, identity: dict[str, Any], *, resume: bool) -> Pretrain
     stored: dict[str, Any] | None = None
     try:
         if marker.exists():
-            stored = json.loads(marker.read_text(encoding="utf-8"))["identity"]
+            stored = dict(json.loads(marker.read_text(encoding="utf-8"))["identity"])
         elif found is not None:
-            stored = json.loads((found / "config.json").read_text(encoding="utf-8"))["provenance"]
-    except (OSError, ValueError, KeyError) as error:
+            stored = dict(json.loads((found / "config.json").read_text(encoding="utf-8"))["provenance"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise PretrainError(f"{out}: its run cannot be read ({error}); choose another folder") from None
     if stored is None:
         try:
@@ -364,19 +401,6 @@ def _epoch(
         processes=accelerator.num_processes,
         first=steps_done * config.training.accumulation,
     )
-
-
-def _valid_loader(pairs: PairImages, config: Config, seed: int, accelerator: Accelerator) -> DataLoader:
-    processes = accelerator.num_processes
-    batches = EpochBatches(
-        size=len(pairs),
-        batch_size=min(config.training.batch_size, len(pairs) // processes),
-        seed=seed,
-        rank=accelerator.process_index,
-        processes=processes,
-        shuffle=False,
-    )
-    return _loader(pairs, batches, config)
 
 
 def _loader(pairs: PairImages, batches: EpochBatches, config: Config) -> DataLoader:
@@ -531,11 +555,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             description="Pretrain MGCA on a prepared dataset of image-report pairs.",
         )
         parser.set_defaults(**asdict(profile.model), **asdict(profile.alignment), **asdict(profile.training))
-        options, model, alignment, training = parser.parse_args_into_dataclasses(arguments)
+        options, model, alignment, training, unknown = parser.parse_args_into_dataclasses(
+            arguments, return_remaining_strings=True
+        )
+        if unknown:
+            raise ConfigError(f"unknown option {unknown[0]!r}; see python -m mgca_lib.pretrain --help")
         config = Config(profile=options.profile, model=model, alignment=alignment, training=training)
         result = pretrain(config, load_studies(options.data), options.out, seed=options.seed, resume=options.resume)
     except (CheckpointError, ConfigError, DatasetError, EncoderError, PretrainError, TokenizerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A loader process hands on its whole traceback as the message; the last line is the error's own.
+        print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
         return 2
     state = "trained" if result.trained else "already trained"
     print(f"{state} {len(result.history)} epochs; best checkpoint: {result.best}")

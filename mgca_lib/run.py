@@ -114,7 +114,7 @@ class Run:
         if isinstance(value, Mapping) and set(parts) != {"mean", "low", "high", "n"}:
             raise RunError(f"metric {name!r}: expected the keys mean, low, high, n; found {sorted(parts)}")
         for key, number in parts.items():
-            if not math.isfinite(float(number)):
+            if isinstance(number, str) or number is None or not math.isfinite(float(number)):
                 raise RunError(f"metric {name!r}: {key} is {number}, which is not a finite number")
             parts[key] = int(number) if key == "n" else float(number)
         self.metrics[name] = parts if isinstance(value, Mapping) else parts["value"]
@@ -210,7 +210,10 @@ def start_run(name: str, *, profile: str, seed: int, data_root: str = "", output
         data_root=root / (data_root or f"data/{profile}"),
         output_dir=root / (output_dir or f"outputs/{profile}/{name}"),
     )
-    run.output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"OUTPUT_DIR = {output_dir!r}: the folder cannot be made ({error.strerror})") from None
     return run
 
 
@@ -268,14 +271,13 @@ def git_commit(root: Path) -> str:
 
 
 def _ignored_by_git(folder: Path, root: Path) -> bool:
+    if not any((parent / ".git").exists() for parent in (root, *root.parents)):
+        return True  # no repository that the outputs could get into
     try:
-        inside = subprocess.run(["git", "-C", str(root), "rev-parse"], capture_output=True, check=False)
-        if inside.returncode != 0:
-            return True  # no repository that the outputs could get into
         command = ["git", "-C", str(root), "check-ignore", "-q", str(folder)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
-        return True
+        return False  # without git nobody can say
 
 
 def _peak_memory() -> int:

@@ -157,6 +157,19 @@ def test_outline_follows_the_mask():
     assert figure.axes[0].collections[:] == []
 
 
+def test_heat_maps_of_other_things_carry_their_own_labels():
+    figure = figures.word_heat_maps(
+        FILM, [FILM], ["CNN"], masks=[MASK], value_label="reaction", outline_label="own square", quoted=False
+    )
+    assert {"CNN", "reaction", "own square"} <= set(texts(figure))
+
+
+def test_a_report_that_begins_with_the_name_of_a_section_is_text():
+    figure = figures.report_with_spans({"findings": "Findings are stable."}, [])
+    drawn = [text for text in figure.axes[0].texts if text.get_text() == "Findings"]
+    assert sorted(text.get_fontweight() for text in drawn) == ["bold", "normal"]
+
+
 def test_similarity_histogram_means_and_shares():
     figure = figures.similarity_histogram(np.array([0.5, 0.7]), np.array([0.0, 0.1, 0.2, -0.3]))
     assert "matched pairs: mean 0.60" in texts(figure)

@@ -103,7 +103,7 @@ def sample_body(case: Case, rng: np.random.Generator) -> Body:
     height = (right_dome + left_dome) / 2 + rng.uniform(3.2, 5.0) * (0.8 if bedside else 1.0)
     heart = rng.normal(0.94, 0.05) * (1.18 if bedside else 1.0)
     heart *= 1.06 if case.inspiration == "low" else (0.88 if case.inspiration == "hyperinflated" else 1)
-    growth = {"mild": 0.14, "moderate": 0.25, "severe": 0.38}
+    growth = {"mild": 0.20, "moderate": 0.32, "severe": 0.45}
     size_draw = rng.uniform(-0.03, 0.05)
     if "cardiomegaly" in findings:
         heart = max(heart, 0.97) * (1.0 + growth[findings["cardiomegaly"].severity] + size_draw)

@@ -185,12 +185,12 @@ def _pick(rng: np.random.Generator, options: dict[str, float]) -> str:
 
 
 def _draw_finding(rng: np.random.Generator, name: str, *, view: str, supine: bool) -> Finding:
-    severity = _pick(rng, {"mild": 0.38, "moderate": 0.40, "severe": 0.22})
+    severity = _pick(rng, {"mild": 0.25, "moderate": 0.42, "severe": 0.33})
     one_side = _pick(rng, {"right": 0.53, "left": 0.47})
     if name == "atelectasis":
         side = _pick(rng, {"left": 0.40, "right": 0.34, "bilateral": 0.26})
         kind = "volume loss" if severity == "severe" or rng.random() < 0.25 else "plate-like"
-        if side == "left" and kind == "volume loss" and rng.random() < 0.5:
+        if side == "left" and kind == "volume loss" and rng.random() < 0.3:
             return Finding(name, side, "retrocardiac", severity, kind)
         return Finding(name, side, "basal", severity, kind)
     if name == "cardiomegaly":

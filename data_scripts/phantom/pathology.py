@@ -152,7 +152,7 @@ def _atelectasis(finding: Finding, scene: Scene, rng: np.random.Generator) -> Ef
         if finding.kind == "plate-like" or finding.zone != "retrocardiac":
             for _ in range(1 + int(rng.integers(0, 2 + (grade > 0)))):
                 x0, y0 = scene.place(side, rng.uniform(0.3, 0.62), rng.uniform(0.72, 0.97))
-                half = rng.uniform(1.3, 2.2) + 0.6 * grade
+                half = rng.uniform(1.7, 2.6) + 0.7 * grade
                 slope = np.tan(np.deg2rad(rng.normal(0.0, 11.0)))
                 bow = rng.normal(0.0, 0.25)
                 px, py = frame.curve(
@@ -163,7 +163,7 @@ def _atelectasis(finding: Finding, scene: Scene, rng: np.random.Generator) -> Ef
                     ]
                 )
                 taper = np.sin(np.linspace(0.08, np.pi - 0.08, px.size)) ** 0.4
-                radius = (rng.uniform(0.12, 0.2) + 0.07 * grade) * taper
+                radius = (rng.uniform(0.20, 0.30) + 0.09 * grade) * taper
                 band = frame.blur(tube_thickness(frame, px, py, radius, across=9), 0.06)
                 solid += (2.2 + 0.9 * grade) * band * (lung.air > 0.5)
         if finding.kind == "volume loss":
@@ -172,12 +172,12 @@ def _atelectasis(finding: Finding, scene: Scene, rng: np.random.Generator) -> Ef
                 reach = 2.6 + (0.20 + 0.05 * grade) * np.clip(scene.y - top, 0.0, None)
                 edge = sign * scene.x - reach + 0.15 * rough
                 wedge = smoothstep(0.55, -0.55, edge) * smoothstep(top - 1.0, top + 5.0, scene.y)
-                fluid = np.maximum(fluid, (0.25 + 0.17 * grade) * wedge * (lung.air > 0))
+                fluid = np.maximum(fluid, (0.36 + 0.17 * grade) * wedge * (lung.air > 0))
             else:
                 level = lung.below + 0.35 * rough
                 wedge = smoothstep(-2.0 - 0.9 * grade, -0.1, level)
                 wedge = wedge * smoothstep(1.05, 0.35, lung.across)
-                fluid = np.maximum(fluid, (0.14 + 0.10 * grade) * wedge * (lung.air > 0))
+                fluid = np.maximum(fluid, (0.26 + 0.13 * grade) * wedge * (lung.air > 0))
     amount = solid + fluid * scene.air
     return Effect(mask=_visible_fields(amount, finding, scene, 0.3), fluid=fluid, solid=solid)
 
@@ -218,14 +218,14 @@ def _consolidation(finding: Finding, scene: Scene, rng: np.random.Generator) -> 
         )
         for across, down in places:
             centre = scene.place(side, across, down)
-            size = (2.4, 3.6, 5.2)[grade] * rng.uniform(0.85, 1.15)
+            size = (3.0, 4.4, 5.8)[grade] * rng.uniform(0.85, 1.15)
             radii = (size * rng.uniform(0.85, 1.15), size * rng.uniform(0.7, 1.0))
             shape = _blob(scene, centre, radii, rng.uniform(-0.6, 0.6), rough, 0.28)
             if finding.zone == "upper" and rng.random() < 0.6:
                 fissure = centre[1] + 0.45 * radii[1] + 0.06 * (scene.x - centre[0])
                 shape = shape * smoothstep(0.18, -0.18, scene.y - fissure)
             airways = _bronchi(scene, side, centre, rng)
-            peak = (0.17, 0.30, 0.48)[grade] * rng.uniform(0.9, 1.1)
+            peak = (0.28, 0.44, 0.60)[grade] * rng.uniform(0.9, 1.1)
             fluid = np.maximum(fluid, peak * shape * uneven * (1.0 - 0.4 * airways) * (lung.air > 0))
     return Effect(mask=_visible_fields(fluid, finding, scene), fluid=np.clip(fluid, 0.0, 0.9))
 
@@ -245,7 +245,7 @@ def _pneumonia(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effe
             spread = (1.2, 1.8, 2.6)[grade]
             for _ in range(int(rng.integers(3, 6)) + grade):
                 where = (centre[0] + rng.normal(0.0, spread), centre[1] + rng.normal(0.0, spread))
-                size = rng.uniform(0.9, 1.7) * (1.0, 1.2, 1.45)[grade]
+                size = rng.uniform(1.1, 1.9) * (1.0, 1.2, 1.45)[grade]
                 shape = _blob(
                     scene,
                     where,
@@ -254,7 +254,7 @@ def _pneumonia(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effe
                     rough,
                     0.95,
                 )
-                peak = (0.09, 0.17, 0.28)[grade] * rng.uniform(0.7, 1.1)
+                peak = (0.16, 0.26, 0.38)[grade] * rng.uniform(0.7, 1.1)
                 fluid = 1.0 - (1.0 - fluid) * (1.0 - peak * shape * (lung.air > 0))
     return Effect(mask=_visible_fields(fluid, finding, scene, 0.33), fluid=np.clip(fluid, 0.0, 0.8))
 
@@ -272,7 +272,7 @@ def _edema(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
         radii = (4.2, 9.0) if alveolar else (6.5, 11.0)
         dx, dy = (scene.x - centre[0]) / radii[0], (scene.y - centre[1]) / radii[1]
         haze = np.exp(-(dx * dx + dy * dy) * (1.0 if alveolar else 0.7))
-        strength = (0.10, 0.16, 0.28)[grade] if alveolar else (0.055, 0.09, 0.13)[grade]
+        strength = (0.18, 0.27, 0.40)[grade] if alveolar else (0.10, 0.15, 0.21)[grade]
         fluid += strength * haze * np.clip(1.0 + (0.35 if alveolar else 0.2) * rough, 0.1, 2.0) * (lung.air > 0)
         for _ in range(5 + 4 * grade):
             y0 = rng.uniform(0.62, 1.02) * scene.dome(side)
@@ -310,14 +310,14 @@ def _effusion(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effec
         u = np.clip(lung.across, 0.0, 1.0)
         bottom = scene.body.height + 0.8
         room = max(scene.body.height - scene.dome(side), 1.5)
-        rise = (0.55 * room + 0.8, room + 2.6, room + 8.0)[grade]
+        rise = (0.8 * room + 1.6, room + 4.0, room + 9.0)[grade]
         rise = (rise + rng.normal(0.0, 0.3 + 0.4 * grade)) * share
         flat = (0.25, 0.55, 0.68)[grade]
         meniscus = bottom - rise * (flat + (1.0 - flat) * np.clip((u - 0.35) / 0.65, 0.0, 1.0) ** 2.2)
         meniscus = meniscus - 0.12 * rise * np.clip((0.3 - u) / 0.3, 0.0, 1.0) ** 1.5
         depth = scene.y - meniscus + 0.15 * rough
         if finding.kind == "layering":
-            veil = smoothstep(-0.1, 1.05, scene.y / bottom) * (0.10, 0.19, 0.32)[grade] * share
+            veil = smoothstep(-0.1, 1.05, scene.y / bottom) * (0.15, 0.25, 0.38)[grade] * share
             floor = 0.9 * smoothstep(-0.8, 2.2, depth + (0.4 + 0.6 * grade))
             amount = np.maximum(veil * (1.0 + 0.04 * rough), floor)
             visible |= _visible(amount * lung.chord * (lung.below < 1.2), scene.frame, 0.25)
@@ -336,7 +336,7 @@ def _pneumothorax(finding: Finding, scene: Scene, rng: np.random.Generator) -> E
     y = np.clip(scene.y, 0.0, None)
     lateral = lateral_border(scene.body, side, y.ravel()).reshape(y.shape)
     to_wall = lateral - SIDES[side] * scene.x
-    gap = (1.5, 2.9, 6.2)[grade] * rng.uniform(0.9, 1.15)
+    gap = (1.9, 3.4, 6.4)[grade] * rng.uniform(0.9, 1.15)
     down = np.clip(y / scene.dome(side), 0.0, 1.2)
     lower = (0.10, 0.35, 0.85)[grade]
     width = gap * (lower + (1.0 - lower) * np.clip(1.0 - down / (0.65, 0.9, 1.3)[grade], 0.0, 1.0) ** 0.8)
@@ -362,7 +362,7 @@ def _pneumothorax(finding: Finding, scene: Scene, rng: np.random.Generator) -> E
 
 def _nodule(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
     grade = _GRADE[finding.severity]
-    radius = rng.uniform(*((0.6, 0.85), (0.95, 1.4), (1.8, 3.2))[grade])
+    radius = rng.uniform(*((0.8, 1.1), (1.2, 1.7), (2.1, 3.5))[grade])
     air = scene.anatomy.lungs[finding.side].air
     for _ in range(12):
         across, down = _zone(finding, rng)
@@ -401,7 +401,7 @@ def _covid(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
             where = scene.place(side, across, down)
             size = rng.uniform(1.3, 2.4) + 0.35 * grade
             shape = _blob(scene, where, (size * 0.85, size * 1.2), rng.normal(0, 0.3), rough, 0.6)
-            peak = (0.075, 0.135, 0.22)[grade] * rng.uniform(0.7, 1.15)
+            peak = (0.13, 0.21, 0.31)[grade] * rng.uniform(0.7, 1.15)
             fluid = np.maximum(fluid, peak * shape * (lung.air > 0))
     fluid = fluid * (0.8 + 0.3 * net)
     return Effect(mask=_visible_fields(fluid, finding, scene, 0.35), fluid=np.clip(fluid, 0.0, 0.7))

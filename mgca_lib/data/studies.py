@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 import pandas as pd
@@ -211,10 +211,10 @@ def write_studies(
         options=dict(options),
         table_sha256=_sha256(temporary),
     )
+    card_part = (root / CARD_FILE).with_suffix(".part")
+    card_part.write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, where)
-    temporary = (root / CARD_FILE).with_suffix(".part")
-    temporary.write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, root / CARD_FILE)
+    os.replace(card_part, root / CARD_FILE)
     return card
 
 
@@ -263,6 +263,10 @@ def load_card(root: str | Path) -> Card:
         raise DatasetError(
             f"{path}: wrong keys (missing {sorted(expected - found)}, unknown {sorted(found - expected)})"
         )
+    for item in fields(Card):
+        kind = get_origin(item.type) or item.type
+        if not isinstance(content[item.name], kind):
+            raise DatasetError(f"{path}: {item.name!r} is {content[item.name]!r}, expected {kind.__name__}")
     return Card(**content)
 
 
@@ -307,7 +311,7 @@ def _check_rows(table: pd.DataFrame, where: Path) -> None:
         if split_of.setdefault(patient, split) != split:
             fail(row, "patient_id", f"patient {patient!r} is in split {split!r} and in {split_of[patient]!r}")
     for row, sentences in enumerate(table["sentences"]):
-        if isinstance(sentences, str) or sentences is None or not all(isinstance(one, str) for one in sentences):
+        if not isinstance(sentences, list | np.ndarray) or not all(isinstance(one, str) for one in sentences):
             fail(row, "sentences", "expected a list of texts")
     _check_labels(table, fail)
     _check_boxes(table, fail)
@@ -321,18 +325,23 @@ def _check_labels(table: pd.DataFrame, fail: Any) -> None:
         if list(labels) != list(first):
             fail(row, "labels", f"label names differ from row 0: {list(labels)}")
         for label, value in labels.items():
-            known = _known(value)
-            if known is not None and known not in (0.0, 1.0, -1.0):
+            if not isinstance(label, str):
+                fail(row, "labels", f"label name {label!r} is not text")
+            if value is not None and not _is_number(value):
+                fail(row, "labels", f"{label!r} is {value!r}, not a number")
+            if _known(value) not in (None, 0.0, 1.0, -1.0):
                 fail(row, "labels", f"{label!r} is {value!r}; use 1, 0, -1 (uncertain) or null")
 
 
 def _check_boxes(table: pd.DataFrame, fail: Any) -> None:
     for row, (boxes, width, height) in enumerate(zip(table["boxes"], table["width"], table["height"], strict=True)):
-        if boxes is None:
-            fail(row, "boxes", "expected a list, found nothing")
+        if not isinstance(boxes, list | np.ndarray):
+            fail(row, "boxes", f"expected a list, found {boxes!r}")
         for box in boxes:
-            if set(box) != {"x", "y", "w", "h", "name"} or not box["name"]:
-                fail(row, "boxes", f"expected x, y, w, h and name, found {dict(box)!r}")
+            if not isinstance(box, Mapping) or set(box) != {"x", "y", "w", "h", "name"}:
+                fail(row, "boxes", f"expected x, y, w, h and name, found {box!r}")
+            if not isinstance(box["name"], str) or not box["name"] or not all(_is_number(box[key]) for key in "xywh"):
+                fail(row, "boxes", f"expected four numbers and a name, found {box!r}")
             x, y, w, h = (float(box[key]) for key in "xywh")
             if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= width + 1e-6 and y + h <= height + 1e-6):
                 fail(row, "boxes", f"box {(x, y, w, h)} does not lie inside the {width} x {height} image")
@@ -343,6 +352,10 @@ def _check_files(table: pd.DataFrame, root: Path, where: Path) -> None:
         for row, value in enumerate(table[column].tolist()):
             if value and not (root / value).is_file():
                 raise DatasetError(f"{where}: row {row}, column {column!r}: no file {root / value}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating)
 
 
 def _known(value: Any) -> float | None:

@@ -29,6 +29,18 @@ CHEXPERT_LABELS = (
     "Support Devices",
 )
 
+DISEASES = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Lung Lesion",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
+"""The labels that each name one disease on the film: no umbrella terms, fractures, devices or "no finding"."""
+
 
 @dataclass(frozen=True)
 class Task:

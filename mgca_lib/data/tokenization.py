@@ -48,9 +48,11 @@ class TokenizedReports:
 def train_tokenizer(reports: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
     """Train a lower-case WordPiece tokenizer, so that nothing need be downloaded.
 
+    The same reports give the same ids in every process, whatever their order.
+
     Args:
         reports: Cleaned reports, words separated by spaces.
-        vocabulary: Largest size of the vocabulary, special tokens included.
+        vocabulary: Largest size of the vocabulary, special tokens and single letters included.
 
     Returns:
         A tokenizer that ``save_pretrained`` writes and :func:`load_tokenizer` reads.
@@ -59,13 +61,24 @@ def train_tokenizer(reports: Iterable[str], *, vocabulary: int) -> PreTrainedTok
     >>> tokenizer.convert_ids_to_tokens(tokenizer("left effusion").input_ids)
     ['[CLS]', 'left', 'effusion', '[SEP]']
     """
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    reports = [normalizer.normalize_str(report) for report in reports]
+    # The trainer numbers letters inside words as its randomly seeded hash table yields them, and ties between
+    # pieces follow the numbers. Listed as special tokens, they get their numbers here; they are special to the
+    # trainer only.
+    letters = sorted({letter for report in reports for word in report.split() for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False, min_frequency=2
+        vocab_size=vocabulary,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{letter}" for letter in letters)],
+        show_progress=False,
+        min_frequency=2,
     )
-    core.train_from_iterator(reports, trainer)
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizer
+    trained.train_from_iterator(reports, trainer)
+    core = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    core.normalizer, core.pre_tokenizer = normalizer, pre_tokenizer
+    core.add_special_tokens(list(SPECIAL_TOKENS))
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")],

@@ -1,0 +1,82 @@
+# The course as a graph: which notebook needs which. `make course` runs it; on a cluster, call snakemake yourself:
+#   snakemake --cores 8 --config profile=paper
+# A notebook runs again when it, a source file it imports, a parameter, or a notebook it needs has changed.
+
+import sys
+from pathlib import Path
+
+from mgca_lib.course.sources import source_files
+
+PYTHON = sys.executable
+PROFILE = config.get("profile", "demo")
+SEED = int(config.get("seed", 42))
+MORE_SEEDS = [int(seed) for seed in config.get("seeds", [])]
+DATA_ROOT = config.get("data_root", f"data/{PROFILE}")
+OUTPUTS = f"outputs/{PROFILE}"
+
+NEEDS = {
+    "00_start_here": [],
+    "01_data_preparation": [],
+    "02_encoders_and_tokens": ["01_data_preparation", "06_pretraining"],
+    "03_instance_alignment": ["01_data_preparation", "06_pretraining"],
+    "04_token_alignment": ["01_data_preparation", "06_pretraining"],
+    "05_prototype_alignment": ["01_data_preparation", "06_pretraining"],
+    "06_pretraining": ["01_data_preparation"],
+    "07_linear_probe": ["06_pretraining"],
+    "08_seeing_prototypes": ["06_pretraining"],
+}
+HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe"}  # these take all cores
+SEEDED = ["06_pretraining", "07_linear_probe", "08_seeing_prototypes"]  # repeated for further seeds, on the same data
+
+if not Path(DATA_ROOT, "prepared").is_dir():
+    Path(OUTPUTS, "01_data_preparation", "metrics.json").unlink(missing_ok=True)  # the data were deleted: make them again
+
+
+def folder_of(name, more):
+    """Further seeds have folders of their own; the data come from the first."""
+    return f"{OUTPUTS}{more if name in SEEDED else ''}/{name}"
+
+
+wildcard_constraints:
+    name="|".join(NEEDS),
+    more=r"(/seed-\d+)?",
+
+
+localrules:
+    course,
+
+
+rule course:
+    input:
+        [f"{OUTPUTS}/{name}/metrics.json" for name in NEEDS],
+
+
+rule notebook:
+    input:
+        notebook="notebooks/{name}.py",
+        sources=lambda wildcards: source_files(Path(f"notebooks/{wildcards.name}.py"), Path()),
+        needs=lambda wildcards: [f"{folder_of(need, wildcards.more)}/metrics.json" for need in NEEDS[wildcards.name]],
+    output:
+        OUTPUTS + "{more}/{name}/metrics.json",
+    log:
+        OUTPUTS + "{more}/{name}/{name}.ipynb",  # a log, so that it survives a failure
+    params:
+        seed=lambda wildcards: int(wildcards.more.rpartition("-")[2] or SEED),
+        data_root=DATA_ROOT,
+        folder=lambda wildcards: f"{OUTPUTS}{wildcards.more}/{wildcards.name}",
+    threads: lambda wildcards: workflow.cores if wildcards.name in HEAVY else 1
+    shell:
+        "{PYTHON:q} -m mgca_lib.course execute {input.notebook:q} --profile {PROFILE} --seed {params.seed}"
+        " --data-root {params.data_root:q} --output-dir {params.folder:q} --threads {threads}"
+
+
+rule seeds:
+    input:
+        first=[f"{OUTPUTS}/{name}/metrics.json" for name in SEEDED],
+        more=[f"{OUTPUTS}/seed-{seed}/{name}/metrics.json" for seed in MORE_SEEDS for name in SEEDED],
+    output:
+        f"{OUTPUTS}/seeds.json",
+    params:
+        seeds=MORE_SEEDS,
+    shell:
+        "{PYTHON:q} -m mgca_lib.course summarise --outputs {OUTPUTS:q} --seeds {params.seeds}"

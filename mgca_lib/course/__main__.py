@@ -1,0 +1,167 @@
+"""Command line of the course: ``python -m mgca_lib.course run --profile demo``."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgca_lib.course.execute import ExecutionError, execute, free_cores, parse_value, remove_results
+from mgca_lib.course.pairing import PairError, check_pair, pair, publish, read_source
+from mgca_lib.course.parameters import ParameterError, check_notebook
+from mgca_lib.course.summary import METRICS_FILE, busy_seconds, course_table, format_metric, summarise_seeds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m mgca_lib.course", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute what is missing or out of date, then print the table")
+    run.add_argument("--profile", choices=("smoke", "demo", "paper"), default="demo")
+    run.add_argument("--seed", type=int, default=42)
+    run.add_argument("--seeds", type=int, nargs="+", default=[], help="repeat 06 to 08 with these seeds as well")
+    run.add_argument(
+        "--cores", type=int, default=free_cores(), help="processor cores to use (default: all, %(default)s)"
+    )
+    run.add_argument("--data-root", default="", help="folder with raw/ and prepared/ (default: data/PROFILE)")
+    run.add_argument("--force", action="store_true", help="execute everything again")
+
+    one = commands.add_parser("execute", help="execute one notebook, whatever state the others are in")
+    one.add_argument("notebook", type=Path, help="its .py file")
+    one.add_argument("--profile", choices=("smoke", "demo", "paper"), default="demo")
+    one.add_argument("--seed", type=int, default=42)
+    one.add_argument("--data-root", default="")
+    one.add_argument("--output-dir", type=Path, help="default: outputs/PROFILE/NAME")
+    one.add_argument("--threads", type=int, default=free_cores())
+    one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a further parameter")
+
+    table = commands.add_parser("table", help="print the table of the last run")
+    table.add_argument("--profile", choices=("smoke", "demo", "paper"), default="demo")
+
+    over = commands.add_parser("summarise", help="means and intervals over seeds, into OUTPUTS/seeds.json")
+    over.add_argument("--outputs", type=Path, required=True)
+    over.add_argument("--seeds", type=int, nargs="+", required=True, help="the further seeds")
+
+    commands.add_parser("pair", help="rewrite the .ipynb files from the .py files, outputs kept")
+    commands.add_parser("outputs", help="put the outputs of the last demo run into the .ipynb files")
+    commands.add_parser("check", help="check all pairs, as the tests do")
+    commands.add_parser("clean", help="delete data and outputs of smoke and demo")
+
+    options = parser.parse_args(arguments)
+    try:
+        return _COMMANDS[options.command](options, project_root())
+    except (ExecutionError, PairError, ParameterError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def project_root() -> Path:
+    """Return the project's folder: the nearest one upwards with a Snakefile.
+
+    Raises:
+        ExecutionError: there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "Snakefile").is_file():
+            return folder
+    raise ExecutionError(f"{here}: no Snakefile here or above; go to the project's folder first")
+
+
+def notebooks(root: Path) -> list[Path]:
+    """Return the course's notebooks in order, as ``.py`` files."""
+    return sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))
+
+
+def _run(options: argparse.Namespace, root: Path) -> int:
+    settings = {"profile": options.profile, "seed": options.seed}
+    settings |= {"data_root": options.data_root} if options.data_root else {}
+    settings |= {"seeds": json.dumps(options.seeds)} if options.seeds else {}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--directory", str(root)]
+    command += ["--cores", str(options.cores), "--rerun-incomplete", "--keep-going", "--nolock", "--quiet", "all"]
+    command += ["--forceall"] if options.force else []
+    command += ["--config", *(f"{name}={value}" for name, value in settings.items())]
+    command += ["--", "course", *(["seeds"] if options.seeds else [])]
+    started = time.perf_counter()
+    status = subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+    print(f"\n{time.perf_counter() - started:.0f} s in all", flush=True)
+    _table(options, root)
+    if status:
+        print("\nThe course did not finish: see the first error above. The same command goes on from there.")
+    return 1 if status else 0
+
+
+def _execute(options: argparse.Namespace, root: Path) -> int:
+    source = options.notebook.resolve()
+    declared = check_notebook(read_source(source))
+    parameters = {"PROFILE": options.profile, "SEED": options.seed, "DATA_ROOT": options.data_root}
+    parameters |= {name: parse_value(text, declared.get(name)) for name, text in options.p}
+    folder = options.output_dir or Path("outputs", options.profile, source.stem)
+    print(f"{source.stem}: started", flush=True)
+    seconds = execute(source, folder, parameters, threads=options.threads)
+    print(f"{source.stem}: done in {seconds:.1f} s", flush=True)
+    return 0
+
+
+def _table(options: argparse.Namespace, root: Path) -> int:
+    outputs = root / "outputs" / options.profile
+    names = [path.stem for path in notebooks(root)]
+    print(f"\n{course_table(outputs, names)}\n")
+    executed = [outputs / name / f"{name}.ipynb" for name in names if (outputs / name / METRICS_FILE).is_file()]
+    print(f"{len(executed)} of {len(names)} executed notebooks, {busy_seconds(executed):.0f} s: {outputs}")
+    return 0
+
+
+def _summarise(options: argparse.Namespace, root: Path) -> int:
+    outputs = options.outputs
+    further = [outputs / f"seed-{seed}" for seed in options.seeds]
+    names = [path.parent.name for path in sorted(further[0].glob("*/metrics.json"))]
+    content = {name: summarise_seeds([folder / name for folder in (outputs, *further)]) for name in names}
+    (outputs / "seeds.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, part in content.items():
+        print(f"\n{name}, seeds {part['seeds']}")
+        for metric, value in part["metrics"].items():
+            print(f"  {metric} = {format_metric(value)}")
+    return 0
+
+
+def _pair(options: argparse.Namespace, root: Path) -> int:
+    for source in notebooks(root):
+        print(f"{source.stem}: {'rewritten' if pair(source) else 'unchanged'}")
+    return 0
+
+
+def _outputs(options: argparse.Namespace, root: Path) -> int:
+    for source in notebooks(root):
+        changed = publish(source, root / "outputs" / "demo" / source.stem, root)
+        print(f"{source.stem}: {'new outputs' if changed else 'unchanged'}")
+    return 0
+
+
+def _check(options: argparse.Namespace, root: Path) -> int:
+    problems = [f"{source.stem}: {problem}" for source in notebooks(root) for problem in check_pair(source)]
+    print("\n".join(problems) or "all pairs are in step")
+    return 1 if problems else 0
+
+
+def _clean(options: argparse.Namespace, root: Path) -> int:
+    remove_results(root)
+    return 0
+
+
+_COMMANDS = {
+    "run": _run,
+    "execute": _execute,
+    "table": _table,
+    "summarise": _summarise,
+    "pair": _pair,
+    "outputs": _outputs,
+    "check": _check,
+    "clean": _clean,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())
