@@ -114,6 +114,8 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     training = config.training
     AcceleratorState._reset_state()  # or a second run in this process could not have another precision
     accelerator = Accelerator(
+        # Without this word, accelerate takes several processes without a GPU for as many lonely ones.
+        cpu=not torch.cuda.is_available(),
         mixed_precision=_precision(config),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_has_idle_parameters(config))],
     )

@@ -74,9 +74,7 @@ def train(name, rank=0, world=1):
 def work(rank, folder):
     """Everything the tests below want to know from two processes, in one start-up."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     try:
         result = {name: train(name, rank, WORLD) for name in CASES}
         ours = torch.full((2, 3), float(rank), requires_grad=True)
@@ -106,9 +104,7 @@ def assert_equals_one_process(ranks, name):
     mean = [sum(losses) / WORLD for losses in zip(*(r[name]["losses"] for r in ranks), strict=True)]
     assert mean == pytest.approx(alone["losses"], rel=1e-12)
     for rank in ranks:
-        torch.testing.assert_close(
-            rank[name]["gradients"], alone["gradients"], rtol=1e-9, atol=1e-13
-        )
+        torch.testing.assert_close(rank[name]["gradients"], alone["gradients"], rtol=1e-9, atol=1e-13)
         torch.testing.assert_close(rank[name]["buffers"], alone["buffers"])
 
 

@@ -23,16 +23,8 @@ def slow_loop(image, report, temperature, exclude=None):
     total = 0.0
     for i in range(size):
         hit = math.exp(cosine(image[i], report[i]) / temperature)
-        reports = sum(
-            math.exp(cosine(image[i], report[j]) / temperature)
-            for j in range(size)
-            if not removed(i, j)
-        )
-        images = sum(
-            math.exp(cosine(image[j], report[i]) / temperature)
-            for j in range(size)
-            if not removed(j, i)
-        )
+        reports = sum(math.exp(cosine(image[i], report[j]) / temperature) for j in range(size) if not removed(i, j))
+        images = sum(math.exp(cosine(image[j], report[i]) / temperature) for j in range(size) if not removed(j, i))
         total += -math.log(hit / reports) - math.log(hit / images)
     return total / size
 
@@ -54,9 +46,7 @@ def test_equals_the_slow_loop(batch, temperature):
 
 def test_default_temperature_is_upstreams():
     image, report = pair()
-    assert instance_alignment_loss(image, report).item() == pytest.approx(
-        slow_loop(image, report, 0.07), rel=1e-12
-    )
+    assert instance_alignment_loss(image, report).item() == pytest.approx(slow_loop(image, report, 0.07), rel=1e-12)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 72])
@@ -91,9 +81,7 @@ def test_gradient_in_double_precision():
     image, report = (tensor.requires_grad_() for tensor in pair(4))
     exclude = same_text(torch.tensor([0, 1, 0, 2]))
     assert torch.autograd.gradcheck(instance_alignment_loss, (image, report))
-    assert torch.autograd.gradcheck(
-        lambda a, b: instance_alignment_loss(a, b, exclude=exclude), (image, report)
-    )
+    assert torch.autograd.gradcheck(lambda a, b: instance_alignment_loss(a, b, exclude=exclude), (image, report))
 
 
 def test_excluded_pairs_equal_the_slow_loop_and_carry_no_gradient():
@@ -167,12 +155,8 @@ def test_module_on_one_process_is_the_function():
     text_id = torch.tensor([4, 9, 4, 1, 2, 9, 3])
     for gather in (True, False):
         module = InstanceAlignment(temperature=0.2, gather=gather)
-        assert torch.equal(
-            module(image, report), instance_alignment_loss(image, report, temperature=0.2)
-        )
-        exclude = torch.tensor(
-            [[int(a) == int(b) for b in text_id.tolist()] for a in text_id.tolist()]
-        )
+        assert torch.equal(module(image, report), instance_alignment_loss(image, report, temperature=0.2))
+        exclude = torch.tensor([[int(a) == int(b) for b in text_id.tolist()] for a in text_id.tolist()])
         assert module(image, report, text_id=text_id).item() == pytest.approx(
             slow_loop(image, report, 0.2, exclude), rel=1e-12
         )

@@ -57,9 +57,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-SHAPES = pytest.mark.parametrize(
-    ("batch", "clusters"), [(6, 4), (4, 9), (1, 5), (3, 1), (1, 1)]
-)
+SHAPES = pytest.mark.parametrize(("batch", "clusters"), [(6, 4), (4, 9), (1, 5), (3, 1), (1, 1)])
 
 
 @SHAPES

@@ -29,10 +29,7 @@ def unit(a):
 def attend(query, keys, temperature):
     """Average of ``keys`` under the softmax of their products with ``query``."""
     mass = [math.exp(dot(query, key) / temperature) for key in keys]
-    return [
-        sum(m * key[d] for m, key in zip(mass, keys, strict=True)) / sum(mass)
-        for d in range(len(query))
-    ]
+    return [sum(m * key[d] for m, key in zip(mass, keys, strict=True)) / sum(mass) for d in range(len(query))]
 
 
 def contrast(anchors, attended, weight, temperature):
@@ -144,9 +141,7 @@ def test_ties_cost_the_logarithms_of_words_and_patches():
 
 def test_without_padding_the_corrected_loss_is_the_resnet_branch():
     tokens = study(lengths=(5, 5, 5))
-    loss, resnet, vit = (
-        token_alignment_loss(**tokens, upstream=mode).item() for mode in (None, "resnet", "vit")
-    )
+    loss, resnet, vit = (token_alignment_loss(**tokens, upstream=mode).item() for mode in (None, "resnet", "vit"))
     assert resnet == pytest.approx(loss, rel=1e-12)
     assert abs(vit - loss) > 0.01
 
@@ -156,12 +151,8 @@ def padded(tokens, fill):
     batch, extra = len(tokens["words"]), fill.shape[0]
     return tokens | {
         "words": torch.cat([tokens["words"], fill.expand(batch, -1, -1)], dim=1),
-        "word_keep": torch.cat(
-            [tokens["word_keep"], torch.zeros(batch, extra, dtype=torch.bool)], dim=1
-        ),
-        "word_weight": torch.cat(
-            [tokens["word_weight"], torch.zeros(batch, extra, dtype=torch.float64)], dim=1
-        ),
+        "word_keep": torch.cat([tokens["word_keep"], torch.zeros(batch, extra, dtype=torch.bool)], dim=1),
+        "word_weight": torch.cat([tokens["word_weight"], torch.zeros(batch, extra, dtype=torch.float64)], dim=1),
     }
 
 
@@ -347,9 +338,7 @@ def test_weights_equal_the_slow_loop(quantiles):
     keep = np.arange(12) < rng.integers(0, 13, size=(40, 1))
     keep[0], attention[1] = False, 0.0
     low, high = quantiles
-    weights = importance_weights(
-        torch.from_numpy(attention), torch.from_numpy(keep), low=low, high=high
-    )
+    weights = importance_weights(torch.from_numpy(attention), torch.from_numpy(keep), low=low, high=high)
     expected = slow_weights(attention, keep, low, high)
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-13, atol=1e-15)
 
@@ -390,9 +379,7 @@ def test_weights_of_special_rows():
 def test_weights_without_keep_count_every_entry():
     attention = torch.rand(3, 9, generator=torch.Generator().manual_seed(0))
     everything = torch.ones(3, 9, dtype=torch.bool)
-    assert torch.equal(
-        importance_weights(attention, None), importance_weights(attention, everything)
-    )
+    assert torch.equal(importance_weights(attention, None), importance_weights(attention, everything))
 
 
 def test_weights_carry_no_gradient_and_widen_half_precision():

@@ -43,8 +43,7 @@ def instance_alignment_loss(
     """
     if image.ndim != 2 or image.shape != report.shape or len(image) == 0:
         raise ValueError(
-            "image and report must both be (B, D) with B > 0, "
-            f"got {tuple(image.shape)} and {tuple(report.shape)}"
+            f"image and report must both be (B, D) with B > 0, got {tuple(image.shape)} and {tuple(report.shape)}"
         )
     check_positive("temperature", temperature)
     logits = F.normalize(image, dim=-1) @ F.normalize(report, dim=-1).T / temperature

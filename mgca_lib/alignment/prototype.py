@@ -325,6 +325,5 @@ class PrototypeAlignment(nn.Module):
 def _check_pair(image: Tensor, report: Tensor) -> None:
     if image.ndim != 2 or image.shape != report.shape or len(image) == 0:
         raise ValueError(
-            "image and report must both be (B, D) with B > 0, "
-            f"got {tuple(image.shape)} and {tuple(report.shape)}"
+            f"image and report must both be (B, D) with B > 0, got {tuple(image.shape)} and {tuple(report.shape)}"
         )

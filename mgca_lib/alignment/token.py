@@ -64,9 +64,7 @@ class TokenAlignmentParts:
 
 @torch.no_grad()
 @full_precision
-def importance_weights(
-    attention: Tensor, keep: Tensor | None, *, low: float = 0.1, high: float = 0.9
-) -> Tensor:
+def importance_weights(attention: Tensor, keep: Tensor | None, *, low: float = 0.1, high: float = 0.9) -> Tensor:
     """Turn attention into token weights: clip to the row's own quantiles, normalise to sum 1.
 
     Quantiles (linear interpolation, as ``numpy.percentile``) and clipping look at the kept,
@@ -97,8 +95,7 @@ def importance_weights(
     keep = torch.ones_like(attention, dtype=torch.bool) if keep is None else keep.bool()
     if attention.ndim != 2 or keep.shape != attention.shape:
         raise ValueError(
-            "attention and keep must both be (B, N), "
-            f"got {tuple(attention.shape)} and {tuple(keep.shape)}"
+            f"attention and keep must both be (B, N), got {tuple(attention.shape)} and {tuple(keep.shape)}"
         )
     counted = keep & (attention != 0)
     ordered = attention.masked_fill(~counted, torch.inf).sort(dim=1).values
@@ -201,9 +198,7 @@ def token_alignment_parts(
     if upstream != "vit":
         read_words = F.normalize(read_words, dim=-1)
     return TokenAlignmentParts(
-        word_side=_weighted_contrast(
-            words, seen_patches, word_weight, word_keep if corrected else None, temperature
-        ),
+        word_side=_weighted_contrast(words, seen_patches, word_weight, word_keep if corrected else None, temperature),
         patch_side=_weighted_contrast(patches, read_words, patch_weight, None, temperature),
     )
 
@@ -324,9 +319,7 @@ def _check_tokens(words: Tensor, patches: Tensor, word_keep: Tensor | None) -> N
     if 0 in words.shape or 0 in patches.shape:
         raise ValueError(f"words and patches must not be empty, {shapes}")
     if word_keep is not None and word_keep.shape != words.shape[:2]:
-        raise ValueError(
-            f"word_keep must be {tuple(words.shape[:2])}, got {tuple(word_keep.shape)}"
-        )
+        raise ValueError(f"word_keep must be {tuple(words.shape[:2])}, got {tuple(word_keep.shape)}")
 
 
 def _check_weight(name: str, weight: Tensor, tokens: Tensor) -> None:
