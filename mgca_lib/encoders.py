@@ -248,7 +248,10 @@ class GlobalProjection(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Project ``(B, width)`` to unit vectors ``(B, joint)``, float32."""
-        return F.normalize(self.layers(pooled).float(), dim=-1)
+        # BatchNorm magnifies what tells the studies of a batch apart. Early in training that is little, and bf16
+        # would round much of it off: half the instance loss was noise then. The cost is one vector a study.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return F.normalize(self.layers(pooled.float()), dim=-1)
 
 
 class LocalProjection(nn.Module):
