@@ -4,8 +4,4 @@ The package is thin on purpose: data, encoders, the three alignments, one traini
 that the course in ``notebooks/`` calls. Research and teaching only; nothing here is fit for clinical use.
 """
 
-from mgca_lib.torchvision_operators import import_torchvision
-
 __version__ = "0.1.0"
-
-import_torchvision()  # before timm and transformers import it themselves

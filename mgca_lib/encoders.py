@@ -4,6 +4,10 @@ Both encoders return :class:`Tokens`; the alignments know nothing else of them. 
 encoders: section 3.1 of the paper; where this code differs from the published code is said at each class.
 """
 
+# isort: off
+import mgca_lib.torchvision_operators  # noqa: F401 - first: repairs a torchvision built for another torch
+
+# isort: on
 from dataclasses import dataclass
 from pathlib import Path
 

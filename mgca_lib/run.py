@@ -18,9 +18,10 @@ import numpy as np
 import psutil
 import torch
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mgca_lib.config import Config, load_profile
+from mgca_lib.course.parameters import check_injected_parameters
 from mgca_lib.data.studies import Studies, load_studies
 
 METRICS_FILE = "metrics.json"
@@ -189,8 +190,10 @@ def start_run(name: str, *, profile: str, seed: int, data_root: str = "", output
 
     Raises:
         RunError: a parameter has the wrong type or range.
+        ParameterError: papermill was given a parameter that the notebook does not declare.
         ConfigError: the profile or a setting is unknown.
     """
+    check_injected_parameters()
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise RunError(f"SEED = {seed!r}: use a whole number from 0 to {2**31 - 1}")
     for parameter, value in (("DATA_ROOT", data_root), ("OUTPUT_DIR", output_dir)):

@@ -4,6 +4,8 @@ A CPU build of torch beside the package index's torchvision (compiled against CU
 torchvision then fails at import with ``operator torchvision::nms does not exist``, and timm, which imports it,
 fails too. Nothing in this package calls the compiled operators, so declaring those whose absence stops the
 import is enough. Where the pair matches, nothing is changed.
+
+Modules that use timm, torchvision or models of transformers import this one first.
 """
 
 import importlib
@@ -34,3 +36,6 @@ def import_torchvision() -> None:
             library.define(schema)
         _DECLARED.append(library)
         importlib.import_module("torchvision")
+
+
+import_torchvision()

@@ -11,7 +11,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
 
-import mgca_lib  # noqa: F401  must come before torchvision and timm
+import mgca_lib.torchvision_operators  # noqa: F401  must come before torchvision and timm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

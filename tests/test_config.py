@@ -23,7 +23,7 @@ SETTINGS = [(part, item.name) for part, kind in PARTS.items() for item in fields
 
 BAD_VALUES = [
     ("image_size", 0),
-    ("stored_size", 95),  # smaller than image_size
+    ("stored_size", 1),  # smaller than image_size
     ("upsample_to", -1),
     ("backbone", 3),
     ("backbone_weights", 1),
@@ -32,7 +32,7 @@ BAD_VALUES = [
     ("backbone_channels", [32.0]),
     ("text_layers", 0),
     ("text_width", 0),
-    ("text_width", 190),
+    ("text_width", 191),  # prime
     ("text_heads", 0),
     ("text_dropout", 1.0),
     ("text_dropout", -0.1),
@@ -85,7 +85,7 @@ def test_bad_values_are_refused_by_name(name, value):
 
 def test_edges_of_the_ranges_are_allowed():
     load_profile("demo", warmup_fraction=0.0, text_dropout=0.0, patience=0, clip_norm=0, instance_weight=0)
-    load_profile("demo", image_size=108, max_pieces=3, batch_size=2, num_prototypes=2, text_vocabulary=6)
+    load_profile("demo", stored_size=64, image_size=64, max_pieces=3, batch_size=2, num_prototypes=2, text_vocabulary=6)
     load_profile("demo", learning_rate=1, upsample_to=0, backbone_channels=[])  # a whole number is a number
 
 

@@ -190,21 +190,16 @@ def test_parameters_of_idle_terms_get_none(studies, batch, settings, idle):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_half_precision_gives_finite_numbers_near_the_full_ones(studies, batch, backbone):
-    model = model_of(studies, backbone=backbone)
+    full, half = (model_of(studies, backbone=backbone) for _ in range(2))
+    expected = full(batch)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, image, report = model(batch)
+        losses, image, report = half(batch)
     losses.total.backward()
     assert {getattr(losses, name).dtype for name in PARTS} == {torch.float32}
     assert {tokens.dtype for tokens in (image.pooled, image.local, report.pooled, report.local)} == {torch.float32}
-    assert all(getattr(losses, name).isfinite() for name in PARTS)
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    model.eval()  # BatchNorm over seven untrained, almost equal features would magnify rounding
-    with torch.no_grad():
-        full = model(batch)[0]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = model(batch)[0]
+    assert all(parameter.grad.isfinite().all() for parameter in half.parameters())
     for name in PARTS:
-        torch.testing.assert_close(getattr(half, name), getattr(full, name), rtol=0.02, atol=0.02)
+        torch.testing.assert_close(getattr(losses, name), getattr(expected, name), rtol=0.08, atol=0)
 
 
 def test_tokens_are_unit_vectors(studies, batch):

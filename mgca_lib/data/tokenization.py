@@ -4,6 +4,10 @@ Reports arrive as cleaned words (:mod:`mgca_lib.data.reports`). A tokenizer cuts
 the word is kept beside each piece, so that the encoder can merge pieces to words on the device in one scatter-add.
 """
 
+# isort: off
+import mgca_lib.torchvision_operators  # noqa: F401 - first: repairs a torchvision built for another torch
+
+# isort: on
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,6 +4,10 @@ The published geometry: the longer side is resized with area interpolation, the 
 square, then a random crop (training) or the centre crop (evaluation), and grey values mapped to [-1, 1].
 """
 
+# isort: off
+import mgca_lib.torchvision_operators  # noqa: F401 - first: repairs a torchvision built for another torch
+
+# isort: on
 from dataclasses import dataclass
 from typing import Literal
 

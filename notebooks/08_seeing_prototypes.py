@@ -1,0 +1,588 @@
+# %% [markdown]
+# # 08 · Seeing prototypes: are prototypes diseases?
+#
+# **After this notebook you can** (1) draw a figure like the paper's figure 4 and say what t-SNE and UMAP can and
+# cannot show, (2) measure how well clusters agree with diseases, against chance and against two controls,
+# (3) look into single prototypes and tell a disease from a projection, a device or a habit of writing.
+#
+# - **First read** [05 Prototype alignment](05_prototype_alignment.ipynb) and [06 Pretraining](06_pretraining.ipynb).
+# - **Time** `smoke` under 20 seconds, `demo` about a minute on two CPU cores with the trained model at hand; `paper` a few
+#   minutes more than it takes to encode the test split.
+# - **Data** the test studies of the phantom MIMIC-CXR; with `paper`, the real ones. Their labels are read for the
+#   first time here, and only to judge.
+# - **Departures from upstream** MIMIC's test split took no part in model selection; every measure has an interval, a
+#   chance level and an untrained control. The paper shows the map without numbers.
+#
+# *Research and teaching only; nothing here is fit for clinical use.*
+
+# %% tags=["parameters"]
+PROFILE = "demo"  # smoke | demo | paper: the only knob most readers turn
+SEED = 42  # one seed drives Python, NumPy, PyTorch and the data order
+DATA_ROOT = ""  # empty: data/PROFILE in the project
+OUTPUT_DIR = ""  # empty: outputs/PROFILE/08_seeing_prototypes in the project
+SHOWN = 6  # so many prototypes are looked at closely
+
+# %%
+from mgca_lib.run import start_run
+
+run = start_run("08_seeing_prototypes", profile=PROFILE, seed=SEED, data_root=DATA_ROOT, output_dir=OUTPUT_DIR)
+run
+
+# %% [markdown]
+# ## 1. From a vector to a prototype
+#
+# Prototype alignment (CPA) trained $K$ unit vectors $c_1 \dots c_K$, the prototypes, in the space that images and reports
+# share. Nobody told them what to become. The hope in the paper is that each gathers the studies of one disease,
+# across patients and across the two modalities.
+#
+# A study belongs to a prototype with probability $\mathrm{softmax}_k(v_i^\top c_k / \tau_3)$, and we say that it *is* at the most
+# probable one. Three prototypes and four studies in the plane: **which study goes where?** Decide before you run the cell.
+
+# %%
+import numpy as np
+import torch
+
+prototypes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+studies = torch.tensor([[0.9, 0.1], [0.5, 0.6], [-0.7, 0.2], [0.6, 0.5]])
+logits = torch.nn.functional.normalize(studies, dim=1) @ prototypes.T / 0.2  # tau_3
+by_hand = logits.softmax(dim=1)
+by_hand.numpy().round(2)
+
+# %%
+from mgca_lib.evaluation.prototypes import assign_prototypes
+
+twin = assign_prototypes(studies, prototypes, temperature=0.2)
+assert (twin.cluster == by_hand.argmax(dim=1).numpy()).all(), "the assignment differs"
+assert np.allclose(twin.probability, by_hand.max(dim=1).values), "the probabilities differ"
+print("prototype of each study:", twin.cluster, " sureness:", twin.probability.round(2))
+
+# %% [markdown]
+# The second and fourth studies lie close to each other, at the border between two prototypes, and are told apart. A hard
+# assignment always draws such borders. Keep this in mind when a map looks tidy.
+
+# %% [markdown]
+# ## 2. The real thing
+#
+# The trained model comes from notebook 06. The control is the same model before pretraining. We embed the test studies,
+# with one film a study, so that a study with two films does not vote twice.
+
+# %%
+from mgca_lib.checkpoint import load_checkpoint
+from mgca_lib.model import build_model
+from mgca_lib.pretrain import pretrain
+
+trained = pretrain(run.config, run.studies("mimic_cxr"), run.pretraining, seed=run.seed, resume=True)
+print("pretrained now" if trained.trained else "found the finished run of notebook 06")
+model, tokenizer, _ = load_checkpoint(trained.best, device=run.device)
+untrained = build_model(run.config, tokenizer, seed=run.seed).to(run.device)
+
+# %%
+from mgca_lib.data.pairs import PairImages
+from mgca_lib.data.transforms import ImageTransform
+from mgca_lib.evaluation.features import embed_pairs
+
+test = run.studies("mimic_cxr").split("test")
+test = test.select(~test.table["study_id"].duplicated().to_numpy())
+transform = ImageTransform(run.config.model.stored_size, run.config.model.image_size)
+pairs = PairImages(test, tokenizer, transform, max_pieces=run.config.model.max_pieces, seed=run.seed)
+image, report = embed_pairs(model, pairs)
+image_before, report_before = embed_pairs(untrained, pairs)
+print(f"{len(test)} studies of {test.table['patient_id'].nunique()} patients; K = {len(model.prototypes)} prototypes")
+
+# %% [markdown]
+# ### How many prototypes are used?
+#
+# Sinkhorn spread the *codes* evenly during training, batch by batch. That does not force the *assignments* to be even on new
+# studies. **Before you run the next cell**, guess how many prototypes have no study at all.
+
+# %%
+of_image = assign_prototypes(image, model.prototypes, temperature=run.config.alignment.prototype_temperature)
+of_report = assign_prototypes(report, model.prototypes, temperature=run.config.alignment.prototype_temperature)
+sizes = {
+    name: np.bincount(part.cluster, minlength=len(model.prototypes))
+    for name, part in (("image", of_image), ("report", of_report))
+}
+for name, size in sizes.items():
+    share = size[size > 0] / size.sum()
+    even = np.exp(-(share * np.log(share)).sum())
+    print(f"{name:7s}{(size > 0).sum():4d} of {len(size)} prototypes used; as uneven as {even:.1f} equal ones")
+
+# %%
+from mgca_lib import figures
+
+usage = figures.curves(
+    range(1, len(model.prototypes) + 1),
+    {name: np.sort(size)[::-1] for name, size in sizes.items()},
+    x_label="prototypes, largest first",
+    y_label="studies",
+    levels={"even share": len(test) / len(model.prototypes)},
+)
+run.show(
+    usage,
+    "usage",
+    "How many test studies each prototype gets, from images and from reports; evenness would be the dashed line.",
+)
+
+# %% [markdown]
+# "As uneven as so many equal ones" is the exponential of the entropy: with all studies at one prototype it is 1, with an even
+# spread it is $K$. An unused prototype is not a mistake by itself. There are more prototypes than diseases here, on
+# purpose: the paper has 500 of them, for fourteen labels.
+
+# %% [markdown]
+# ## 3. One label a study
+#
+# To ask whether prototypes are diseases we need a disease for each study. MIMIC's labels were read from the reports by a
+# program: each of fourteen is present, absent, uncertain, or not mentioned. Two difficulties, and what we do:
+#
+# - **Several findings at once.** A map can show one colour. We take the *rarest* finding present, since it tells
+#   most about the study. Other choices are possible, and exercise 2 tries one.
+# - **Labels that are no diseases.** "Support Devices" and "Lung Opacity" (an umbrella term) would drown the others. We keep
+#   eight findings.
+
+# %%
+import pandas as pd
+
+from mgca_lib.evaluation.prototypes import dominant_finding
+
+FINDINGS = [
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Lung Lesion",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+]
+labels = test.labels(FINDINGS)
+finding = np.char.lower(dominant_finding(labels, FINDINGS))
+several = (labels == 1).sum(axis=1) > 1
+print(f"{several.mean():.0%} of the studies have more than one of the eight findings")
+pd.Series(finding).value_counts().rename("studies")
+
+# %% [markdown]
+# The largest group is usually *no finding*: none of the eight is asserted. It is a residue rather than a disease, and holds
+# healthy lungs as well as findings that the report did not mention.
+
+# %% [markdown]
+# ## 4. Numbers before pictures
+#
+# A map tempts the eye, so we measure first. Six studies in three clusters:
+#
+# | study | 1 | 2 | 3 | 4 | 5 | 6 |
+# |---|---|---|---|---|---|---|
+# | cluster | A | A | A | B | B | C |
+# | finding | edema | edema | nodule | nodule | nodule | edema |
+#
+# **Purity**: let every cluster name itself after its most frequent finding; which share of studies is then named
+# correctly? **Homogeneity** and **completeness** are its two halves in bits: does a cluster hold one finding only, and does a
+# finding stay in one cluster? Their harmonic mean is the **V-measure**, the same number as **NMI**, normalised mutual information.
+# Work out the purity before you run the cell.
+
+# %%
+from sklearn.metrics import v_measure_score
+
+from mgca_lib.evaluation.prototypes import cluster_agreement
+
+cluster = np.array([0, 0, 0, 1, 1, 2])
+disease = np.array(["edema", "edema", "nodule", "nodule", "nodule", "edema"])
+purity = sum(max((disease[cluster == k] == d).sum() for d in ("edema", "nodule")) for k in range(3)) / 6
+twin = cluster_agreement(cluster, disease, resamples=20)
+assert np.isclose(purity, twin.measures["purity"].mean)
+assert np.isclose(v_measure_score(disease, cluster), twin.measures["nmi"].mean)
+print(
+    f"purity {purity:.3f}; NMI {twin.measures['nmi'].mean:.3f}; purity with shuffled findings {twin.chance['purity']:.3f}"
+)
+
+# %% [markdown]
+# Look at the last number: clusters that know nothing still get a decent purity, only because they are small. In the extreme,
+# one cluster a study has a purity of one. **No purity without its chance level.** We get it by shuffling the
+# findings among the studies many times.
+
+# %%
+alone = cluster_agreement(np.arange(len(test)), finding, resamples=5, permutations=5)
+print(
+    f"every study its own cluster: purity {alone.measures['purity'].mean:.2f}, with shuffled findings {alone.chance['purity']:.2f}"
+)
+
+# %% [markdown]
+# ### The measurement
+#
+# Four clusterings of the same test studies:
+#
+# - **prototypes** of the trained model, and of the **untrained** one (random prototypes, random encoder);
+# - **k-means** on the trained image embeddings, with as many clusters as prototypes are used. It never saw a prototype. If
+#   it does as well, then what we see is the merit of the *embedding*, not of the prototypes;
+# - k-means on the **untrained** embeddings: what the shape of the encoder and the pixels give for free.
+#
+# **Before you run the next cell**, put the four in the order that you expect.
+
+# %%
+from sklearn.cluster import KMeans
+
+used = int((sizes["image"] > 0).sum())
+means = {
+    name: KMeans(used, n_init=4, random_state=run.seed).fit(part.numpy())
+    for name, part in (("mgca", image), ("random", image_before))
+}
+clusterings = {
+    "mgca": of_image.cluster,
+    "random": assign_prototypes(image_before, untrained.prototypes).cluster,
+    "kmeans_mgca": means["mgca"].labels_,
+    "kmeans_random": means["random"].labels_,
+}
+patients = test.table["patient_id"].to_numpy()
+agreement = {
+    name: cluster_agreement(numbers, finding, groups=patients, seed=run.seed) for name, numbers in clusterings.items()
+}
+
+# %%
+rows = {
+    name: {"clusters": part.clusters, **{key: str(value) for key, value in part.measures.items()}}
+    for name, part in agreement.items()
+}
+pd.DataFrame(rows).T
+
+# %%
+above = {
+    name: {key: part.measures[key].mean - part.chance[key] for key in ("purity", "nmi", "homogeneity", "completeness")}
+    for name, part in agreement.items()
+}
+print("the same, above shuffled findings:")
+pd.DataFrame(above).T.round(3)
+
+
+# %%
+def stands(one, other, measure):
+    """Whether two intervals overlap: a cautious test, since both are of the same studies."""
+    one, other = agreement[one].measures[measure], agreement[other].measures[measure]
+    return "is above" if one.low > other.high else "is below" if one.high < other.low else "overlaps with"
+
+
+ours, shuffled = agreement["mgca"].measures["nmi"], agreement["mgca"].chance["nmi"]
+print(
+    f"NMI of the prototypes {ours}, shuffled {shuffled:.3f}: {'above' if ours.low > shuffled else 'not clearly above'} chance"
+)
+for other in ("random", "kmeans_mgca", "kmeans_random"):
+    print(f"NMI of the prototypes {stands('mgca', other, 'nmi')} that of {other}")
+
+# %% [markdown]
+# **Reading it.** First *above chance*: did the prototypes pick up disease at all? Then *untrained*: is it training that did it?
+# An untrained projection often sends nearly all studies to one or two prototypes; its purity is then simply the share of the
+# largest group, which shows once more how little purity says alone. Then *k-means*: do prototypes add anything to the embedding
+# they live in? The lines above answer for this run. Where an interval overlaps, the honest answer is "not shown".
+#
+# Homogeneity is usually far higher than completeness: with more prototypes than findings, a finding is split over several
+# prototypes. That alone is no failure: edema of a bedside film and edema of an upright one do look different.
+
+# %%
+composition = figures.prototype_composition(of_image.cluster, finding)
+run.show(
+    composition, "composition", "What the largest prototypes hold: a prototype that is a disease would have one colour."
+)
+
+# %% [markdown]
+# ## 5. The map (figure 4 of the paper)
+#
+# Now the picture. t-SNE and UMAP lay the image embeddings and the prototypes out in the plane so that *near neighbours stay
+# near*. Above, colours are findings; below, the same points coloured by their prototype. Stars are prototypes.
+#
+# **Before you run the next cell**: in which of the two rows will the islands have cleaner colours, and what would that prove?
+
+# %%
+from mgca_lib.evaluation.prototypes import project
+
+maps = {
+    "t-SNE": project(image, model.prototypes, method="tsne", seed=run.seed),
+    "UMAP": project(image, model.prototypes, method="umap", seed=run.seed),
+}
+figure_4 = figures.projection_maps(maps, finding, of_image.cluster)
+run.show(
+    figure_4,
+    "figure_4",
+    "Test studies in the plane: findings (above) mix more than prototypes (below), which are tidy by construction.",
+)
+
+# %% [markdown]
+# The lower row is tidy, and that proves **nothing**. Prototypes cut the space into regions, and a map that keeps neighbours together
+# must show regions as patches. Only the upper row carries evidence, since findings were unknown to the model.
+#
+# Do not take our word for it. The next cell replaces every embedding with *random noise*, and every prototype too. The findings
+# are the real ones. **What will the two rows look like?**
+
+# %%
+noise = np.random.default_rng(run.seed).normal(size=image.shape).astype(np.float32)
+noise_prototypes = np.random.default_rng(run.seed + 1).normal(size=model.prototypes.shape).astype(np.float32)
+of_noise = assign_prototypes(torch.from_numpy(noise), torch.from_numpy(noise_prototypes)).cluster
+noise_maps = {
+    "t-SNE": project(noise, noise_prototypes, method="tsne", seed=run.seed, perplexity=5),
+    "UMAP": project(noise, noise_prototypes, method="umap", seed=run.seed, neighbours=5),
+}
+picture = figures.projection_maps(noise_maps, finding, of_noise)
+run.show(
+    picture,
+    "noise",
+    "Pure noise also shows clumps, and its random prototypes also make coherent patches: neither is evidence.",
+)
+
+# %% [markdown]
+# Noise has clumps and patches as well. What noise cannot do is separate the *findings*: its upper row is confetti. And
+# the numbers are not fooled:
+
+# %%
+noisy = cluster_agreement(of_noise, finding, groups=patients, seed=run.seed)
+print(
+    f"noise: NMI {noisy.measures['nmi'].mean:.3f}, shuffled {noisy.chance['nmi']:.3f}; purity {noisy.measures['purity'].mean:.3f}, shuffled {noisy.chance['purity']:.3f}"
+)
+if PROFILE != "smoke":
+    assert abs(noisy.measures["nmi"].mean - noisy.chance["nmi"]) < 0.05, "noise knows diseases: something leaks"
+
+# %% [markdown]
+# ## 6. What a map can and cannot show
+#
+# t-SNE has a knob, the *perplexity*: roughly how many neighbours each point cares about. The same embeddings three times:
+
+# %%
+perplexities = (5, 30, 100)
+layouts = {
+    f"perplexity {value}": project(image, method="tsne", seed=run.seed, perplexity=value)[0] for value in perplexities
+}
+panels = figures.embedding_maps(layouts, finding)
+run.show(
+    panels,
+    "perplexity",
+    "The same embeddings at three perplexities: the number, size and distance of islands are choices of ours.",
+)
+
+# %% [markdown]
+# Which is the true one? None. Two numbers say what survives. *Trustworthiness*: are the neighbours on the map real neighbours? (1 is
+# yes; about 0.5 is chance.) And the *order of distances between findings*: does a finding that is far on the map lie far in the
+# space? (Rank correlation; 1 is the same order, 0 none.)
+
+# %%
+from scipy.spatial.distance import pdist
+from scipy.stats import spearmanr
+from sklearn.manifold import trustworthiness
+
+
+def centres(points):
+    return np.stack([points[finding == name].mean(axis=0) for name in np.unique(finding)])
+
+
+near = min(10, len(test) // 2 - 1)
+for name, layout in layouts.items():
+    trust = trustworthiness(image.numpy(), layout, n_neighbors=near)
+    order = spearmanr(pdist(centres(image.numpy())), pdist(centres(layout))).statistic
+    print(f"{name:15s} trustworthiness {trust:.2f}; order of the distances between findings {order:5.2f}")
+
+# %% [markdown]
+# Read the first column as "may I believe that two touching points are alike?", and the second as "may I believe that two far
+# islands differ more than two near ones?". The first is what the method was built for. The second comes without any promise: it
+# may be high for one perplexity and low for the next. So **never interpret** the distance between islands, their size, their
+# density, or the axes; and show a second setting before you believe an island.
+
+# %% [markdown]
+# ## 7. Look inside
+#
+# What is a prototype, then? Its nearest films tell. Below are the largest prototypes, with the films nearest to each. Read
+# across a row: **what do its films share?** Write it down before you look at the captions. The patient's left is on your right.
+
+# %%
+from mgca_lib.data.tasks import load_picture
+from mgca_lib.evaluation.prototypes import nearest_members
+
+largest = np.argsort(-sizes["image"], kind="stable")[:SHOWN]
+near_films, _ = nearest_members(image, model.prototypes[largest], count=6)
+grid = figures.prototype_grid(
+    [[np.asarray(load_picture(test, row)) for row in rows] for rows in near_films],
+    [[str(finding[row]) for row in rows] for rows in near_films],
+    [f"{number}\n({sizes['image'][number]} films)" for number in largest],
+)
+run.show(
+    grid,
+    "nearest_films",
+    "The films nearest to the largest prototypes, with their dominant finding: some rows agree, some do not.",
+)
+
+# %% [markdown]
+# And the other modality: the reports nearest to the same prototypes. If a prototype is a disease, films and reports name the same.
+
+# %%
+near_reports, _ = nearest_members(report, model.prototypes[largest], count=2)
+for number, rows in zip(largest, near_reports, strict=True):
+    print(f"prototype {number}")
+    for row in rows:
+        words = " ".join(test.table["sentences"].iat[row])
+        print(f"   [{finding[row]}] {words[:104]}{'...' if len(words) > 104 else ''}")
+
+# %% [markdown]
+# Prototypes may also gather what is no disease: bedside (AP) films, tubes and lines, or a way of writing. So we ask the same
+# question of the labels that we left out. **Guess**: is the projection, AP or PA, better known to the prototypes than the findings are?
+
+# %%
+others = {
+    "projection": test.table["view"].to_numpy(),
+    "support devices": np.where(test.labels(["Support Devices"])[:, 0] == 1, "devices", "none mentioned"),
+}
+print(f"{'finding':16s} NMI above shuffled {above['mgca']['nmi']:6.3f}")
+for name, groups in others.items():
+    part = cluster_agreement(of_image.cluster, groups, groups=patients, seed=run.seed)
+    print(f"{name:16s} NMI above shuffled {part.measures['nmi'].mean - part.chance['nmi']:6.3f}")
+    run.record(f"prototypes/nmi_above_chance/{name.replace(' ', '_')}", part.measures["nmi"].mean - part.chance["nmi"])
+
+# %% [markdown]
+# If a nuisance stands near or above the finding, then "prototypes are diseases" is too kind a reading. Prototypes gather
+# whatever images and reports *both* tell, and reports do mention lines and tubes.
+
+# %% [markdown]
+# ## 8. Do both halves of a study meet?
+#
+# CPA trains the image to predict the report's code and the other way round. Success would mean: the image and the report of one
+# study choose the *same* prototype. Chance is not $1/K$, since some prototypes are popular: it is the agreement of two
+# independent draws with these popularities.
+#
+# **Before you run the next cell**, write down a share for the trained and for the untrained model.
+
+# %%
+from mgca_lib.evaluation.prototypes import modality_agreement
+
+before = [assign_prototypes(part, untrained.prototypes) for part in (image_before, report_before)]
+for name, both in (("mgca", (of_image, of_report)), ("random", before)):
+    share, by_chance = modality_agreement(*both, groups=patients, seed=run.seed)
+    run.record(f"prototypes/modality_agreement/{name}", share.as_metric())
+    run.record(f"prototypes/modality_agreement/{name}_chance", by_chance)
+    verdict = "above" if share.low > by_chance else "not clearly above"
+    print(
+        f"{name:7s} same prototype in {share.mean:.0%} of studies ({share.low:.0%} to {share.high:.0%}), chance {by_chance:.0%}: {verdict} chance"
+    )
+
+# %%
+joint = project(image, report, method="tsne", seed=run.seed)
+kinds = np.repeat(["image", "report"], len(test))
+both_maps = figures.embedding_maps({"by modality": np.concatenate(joint)}, kinds, legend="modality")
+run.show(
+    both_maps,
+    "modalities",
+    "Images and reports in one space: where colours mix, the two modalities share it; separate islands are a gap.",
+)
+
+# %% [markdown]
+# Islands of one colour would be a *modality gap*: image and report vectors that live in different corners, although each image is
+# closer to its own report than to others. Contrast alone does not close it, as it only compares across the gap. A share of
+# agreement well below one with mixed colours says something else: the regions are right, but their borders cut through studies.
+
+# %% [markdown]
+# ## 9. The failure case: diseases without a prototype
+#
+# The other direction. For each finding: is there any prototype in which it is the most frequent one, and which share of its studies
+# lies there?
+
+# %%
+table = pd.crosstab(pd.Series(of_image.cluster, name="prototype"), pd.Series(finding, name="finding"))
+owner = table.idxmax(axis=1)
+homes = {
+    name: {
+        "studies": int(table[name].sum()),
+        "prototypes it leads": int((owner == name).sum()),
+        "its studies there": f"{table.loc[owner == name, name].sum() / table[name].sum():.0%}",
+    }
+    for name in table.columns
+}
+pd.DataFrame(homes).T.sort_values("prototypes it leads", ascending=False)
+
+# %%
+homeless = [name for name, row in homes.items() if row["prototypes it leads"] == 0]
+print("findings that lead no prototype:", ", ".join(homeless) or "none in this run")
+singles = int((table.sum(axis=1) == 1).sum())
+print(f"prototypes with a single study, which are pure by definition: {singles}")
+
+# %% [markdown]
+# A finding that leads no prototype exists for this model only as a shade of others. Rare findings fare worst, for a reason that lies in
+# the method: Sinkhorn asks for *equal* use of all prototypes within a batch, while diseases are not equally frequent. A frequent
+# group is split over many prototypes, a rare one is folded into its neighbours. And prototypes with one study flatter the purity:
+# discount them.
+
+# %% [markdown]
+# ## 10. What we showed, and what we did not
+#
+# **Showed.** How to ask whether clusters are diseases: an agreement with its interval, against shuffled labels, against an
+# untrained model, against k-means. The cells of section 4 print the verdict for this run.
+#
+# **Did not show.** That a prototype *is* a disease. At best it is a region in which one finding is more frequent. Nor that CPA
+# causes it: instance alignment alone may order the space in the same way (exercise 3). The labels come from the same
+# reports that the model was trained to match, so they are kinder to it than a radiologist's would be.
+#
+# **Where it breaks.** One label a study hides the others. With few test studies a prototype holds a handful, and its composition is
+# mostly luck. Maps look convincing on noise.
+
+# %% [markdown]
+# ## 11. Exercises
+#
+# **1. Recall.** Ten studies, 7 with "no finding". A model puts all ten at one prototype. Purity? NMI?
+
+# %%
+your_purity, your_nmi = 0.7, 0.0  # replace by your own numbers
+collapsed = cluster_agreement(np.zeros(10, int), np.array(["no finding"] * 7 + ["edema"] * 3), resamples=5)
+assert abs(your_purity - collapsed.measures["purity"].mean) < 1e-9
+assert abs(your_nmi - collapsed.measures["nmi"].mean) < 1e-9
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The cluster names itself "no finding" and is right in 7 of 10: purity 0.7. It tells nothing about the finding: NMI 0. This is why
+# purity alone must not be reported.
+# </details>
+#
+# **2. Modify.** `dominant_finding(..., priority=...)` takes an order of your own. Let the *most frequent* finding win instead of the
+# rarest, and compare the NMI above chance. Does the conclusion of section 4 depend on this choice?
+
+# %%
+order = sorted(FINDINGS, key=lambda name: -(test.labels([name]) == 1).sum())
+other_finding = np.char.lower(dominant_finding(labels, FINDINGS, priority=order))
+other = cluster_agreement(of_image.cluster, other_finding, resamples=20)
+print(
+    f"rarest wins {above['mgca']['nmi']:.3f}, most frequent wins {other.measures['nmi'].mean - other.chance['nmi']:.3f} (NMI above shuffled)"
+)
+assert (other_finding == finding)[~several].all(), "a study with one finding must keep it"
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The cell is the solution; now repeat it for `kmeans_mgca`. A conclusion that turns with the order of the labels is a conclusion about the
+# labels.
+# </details>
+#
+# **3. Research.** Does prototype alignment make the clusters, or would instance alignment alone? Pretrain with
+# `run.config.override(prototype_weight=0.0)` into a folder of its own, run k-means on both models' image embeddings with the same number of
+# clusters, and compare the NMI above chance over three pretraining seeds.
+
+# %%
+ita_and_cta = run.config.override(prototype_weight=0.0)
+assert ita_and_cta.alignment.prototype_weight == 0.0
+assert ita_and_cta.alignment.instance_weight == run.config.alignment.instance_weight, "change one thing at a time"
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# `pretrain(ita_and_cta, run.studies("mimic_cxr"), run.output_dir / "no_prototypes", seed=..., resume=True)`. Compare k-means with k-means:
+# the prototypes of a model trained without CPA are random vectors. Use `t_interval` over the paired differences of the seeds.
+# </details>
+
+# %%
+for name, part in agreement.items():
+    for measure in ("purity", "nmi"):
+        run.record(f"prototypes/{measure}/{name}", part.measures[measure].as_metric())
+        run.record(f"prototypes/{measure}/{name}_chance", part.chance[measure])
+for name, size in sizes.items():
+    run.record(f"prototypes/used/{name}", int((size > 0).sum()))
+run.finish(question="Are prototypes diseases?", headline="prototypes/nmi/mgca").name
+
+# %% [markdown]
+# ## 12. References, and the end of the course
+#
+# - Wang, Zhou, Wang, Vardhanabhuti, Yu. Multi-Granularity Cross-modal Alignment for Generalized Medical Visual
+#   Representation Learning. NeurIPS 2022, arXiv 2210.06044; its figure 4 is the model of section 5.
+# - Johnson et al. MIMIC-CXR-JPG, PhysioNet.
+#
+# You have prepared data, built three alignments, trained them, probed the features and questioned the prototypes. The way on leads back
+# to [06 Pretraining](06_pretraining.ipynb) with `PROFILE = "paper"`, and to the research exercises that you skipped.
