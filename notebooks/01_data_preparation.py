@@ -67,7 +67,7 @@ import time
 from data_scripts.make_phantoms import make_phantoms
 
 started = time.perf_counter()
-size, workers = (128 if run.profile == "smoke" else 256), min(8, os.cpu_count() or 1)
+size, workers = (128, 1) if run.profile == "smoke" else (256, min(8, os.cpu_count() or 1))
 with contextlib.redirect_stdout(io.StringIO()):  # its lines name folders of this computer
     if to_draw:
         make_phantoms(run.raw, profile=run.profile, seed=DATA_SEED, datasets=to_draw, size=size, workers=workers)
