@@ -17,7 +17,7 @@ OUTPUTS = f"outputs/{PROFILE}"
 NEEDS = {
     "00_start_here": [],
     "01_data_preparation": [],
-    "02_encoders_and_tokens": ["01_data_preparation", "06_pretraining"],
+    "02_encoders_and_tokens": ["01_data_preparation"],
     "03_instance_alignment": ["01_data_preparation", "06_pretraining"],
     "04_token_alignment": ["01_data_preparation", "06_pretraining"],
     "05_prototype_alignment": ["01_data_preparation", "06_pretraining"],

@@ -32,7 +32,7 @@ class RunError(ValueError):
     """A run cannot start or go on; the message names the parameter or folder and what to do."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """What :func:`start_run` hands to a notebook.
 
@@ -162,6 +162,9 @@ class Run:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(part, path)
         return path
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, profile={self.profile!r}, seed={self.seed})"  # no paths: outputs are shared
 
     def _repr_markdown_(self) -> str:
         rows = {

@@ -336,8 +336,11 @@ print(f"this run: {own_speed:.0f} pairs/s, {hours(len(train), len(history), own_
 # %% [markdown]
 # ## 7. What failed, and what we did not show
 #
-# - **Overfitting is quick.** With a few thousand pairs the training loss of ITA keeps falling long after the
-#   validation loss has settled. More pairs help, more epochs do not. The figure above shows from which epoch on.
+# - **The model remembers.** The gap between the training and the validation curve of ITA opens early and keeps growing:
+#   a few thousand pairs are few. More pairs help more than more epochs.
+# - **The validation loss may jump** while the learning rate is high. In evaluation mode BatchNorm uses running averages of
+#   statistics that the weights have already left behind; once the rate falls, the jumps stop. Had early stopping been less
+#   patient, it would have ended the run in the middle of them.
 # - **A low CTA loss is not grounding.** It can be had without looking at the right place.
 # - **Equal reports count as negatives.** Two normal films with the same words are pushed apart. The option
 #   exists (`text_id` in `InstanceAlignment`), the published recipe does not use it, and neither does this run.
