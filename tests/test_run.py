@@ -228,7 +228,7 @@ def test_git_commit(git_project):
     commit = git_commit(git_project)
     assert git(git_project, "rev-parse", "HEAD").startswith(commit)
     assert len(commit) == 12
-    git(git_project, "tag", "v1")
+    git(git_project, "tag", "-a", "v1", "-m", "one")
     assert git_commit(git_project) == commit  # a tag's name would hide the commit
     (git_project / "pyproject.toml").write_text("[project]\n")
     assert git_commit(git_project) == commit + "+"

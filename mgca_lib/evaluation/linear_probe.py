@@ -23,6 +23,7 @@ from scipy.special import expit, logsumexp
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -145,10 +146,12 @@ def linear_probe(
         if not all(are_features):
             raise ValueError("protocol 'fast' probes Features; make them with extract_features")
         settings = {"task": task, "fraction": fraction}
-        if fraction == 1:  # every seed draws all labels and the solution is exact, so one fit stands for all
-            runs = [_probe_features(train, valid, test, seed=seeds[0], **settings)] * len(seeds)
-        else:
-            runs = [_probe_features(train, valid, test, seed=seed, **settings) for seed in seeds]
+        # The fits are small: threads cost them more than they gain, many times more on a busy computer.
+        with threadpool_limits(limits=1):
+            if fraction == 1:  # every seed draws all labels and the solution is exact, so one fit stands for all
+                runs = [_probe_features(train, valid, test, seed=seeds[0], **settings)] * len(seeds)
+            else:
+                runs = [_probe_features(train, valid, test, seed=seed, **settings) for seed in seeds]
     elif protocol == "upstream":
         if any(are_features) or encoder is None:
             raise ValueError("protocol 'upstream' trains on augmented images; pass datasets of images and encoder=")

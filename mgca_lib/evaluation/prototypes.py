@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mgca_lib.evaluation.intervals import Interval, bootstrap_interval
@@ -236,7 +237,9 @@ def project(
         raise ValueError("an embedding is not finite")
     if method == "tsne":
         perplexity = min(perplexity, (len(points) - 1) / 3)
-        layout = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(points)
+        # Threads help so few points little, and cost much on a busy computer.
+        with threadpool_limits(limits=1):
+            layout = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(points)
     elif method == "umap":
         from umap import UMAP  # numba makes this import slow, so only who asks for UMAP waits
 
