@@ -134,6 +134,7 @@ class TrainingConfig:
     patience: int = _setting(5, "stop after so many epochs without a better validation loss; 0: never")
     precision: Precision = _setting("auto", "auto: bf16 where the device is fast in it; or fp32, bf16")
     workers: int = _setting(12, "loader processes per training process")
+    keep_images: bool = _setting(False, "keep decoded images in memory, for a dataset that fits; use with workers 0")
     checkpoint_steps: int = _setting(500, "write a resumable checkpoint every so many steps, and after each epoch")
     max_train_pairs: int = _setting(0, "use only the first so many training pairs of a seeded shuffle; 0: all")
 
@@ -217,7 +218,13 @@ PROFILES: dict[str, Config] = {
         ),
         alignment=AlignmentConfig(num_prototypes=12),
         training=TrainingConfig(
-            epochs=2, batch_size=16, learning_rate=1e-3, workers=0, precision="fp32", checkpoint_steps=50
+            epochs=2,
+            batch_size=16,
+            learning_rate=1e-3,
+            workers=0,
+            keep_images=True,
+            precision="fp32",
+            checkpoint_steps=50,
         ),
     ),
     "demo": Config(
@@ -237,7 +244,13 @@ PROFILES: dict[str, Config] = {
         ),
         alignment=AlignmentConfig(num_prototypes=64),
         training=TrainingConfig(
-            epochs=14, batch_size=48, learning_rate=2e-3, warmup_fraction=0.1, workers=0, checkpoint_steps=100
+            epochs=14,
+            batch_size=48,
+            learning_rate=2e-3,
+            warmup_fraction=0.1,
+            workers=0,
+            keep_images=True,
+            checkpoint_steps=100,
         ),
     ),
     "paper": Config(profile="paper", model=ModelConfig(), alignment=AlignmentConfig(), training=TrainingConfig()),

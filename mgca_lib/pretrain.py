@@ -388,7 +388,14 @@ def _pairs(
     studies: Studies, tokenizer: PreTrainedTokenizerBase, config: Config, seed: int, *, augmentation: str
 ) -> PairImages:
     transform = ImageTransform(config.model.stored_size, config.model.image_size, augmentation)
-    return PairImages(studies, tokenizer, transform, max_pieces=config.model.max_pieces, seed=seed)
+    return PairImages(
+        studies,
+        tokenizer,
+        transform,
+        max_pieces=config.model.max_pieces,
+        seed=seed,
+        keep_images=config.training.keep_images,
+    )
 
 
 def _epoch(

@@ -342,7 +342,8 @@ def test_only_the_first_layers_of_a_folder_are_used(tmp_path):
     with torch.no_grad():
         found = short(pieces, keep, words, 4)
         expected = whole(input_ids=pieces, attention_mask=keep.long()).last_hidden_state
-    assert torch.equal(found.pooled, expected[:, 0])
+    # One uses fused attention, the other not: fp32 rounding apart.
+    torch.testing.assert_close(found.pooled, expected[:, 0], rtol=1e-5, atol=1e-6)
     last = bert(layers=4)
     last.encoder.layer = last.encoder.layer[2:]
     assert not torch.allclose(found.pooled, last(input_ids=pieces, attention_mask=keep.long()).last_hidden_state[:, 0])

@@ -6,6 +6,7 @@ import torch
 from helpers import PATTERNS, small_tokenizer, tiny_studies
 from torch.utils.data import DataLoader
 
+from mgca_lib.data import pairs as module
 from mgca_lib.data.pairs import EpochBatches, PairImages, report_texts
 from mgca_lib.data.studies import DatasetError
 from mgca_lib.data.transforms import ImageTransform
@@ -19,9 +20,9 @@ def studies(tmp_path_factory):
     return tiny_studies(tmp_path_factory.mktemp("pairs"), train=12, valid=4, test=4).split("train")
 
 
-def pairs(studies, *, augmentation="crop", seed=3, max_pieces=112, stored_size=36):
+def pairs(studies, *, augmentation="crop", seed=3, max_pieces=112, stored_size=36, **settings):
     transform = ImageTransform(stored_size, 32, augmentation)
-    return PairImages(studies, small_tokenizer(WORDS), transform, max_pieces=max_pieces, seed=seed)
+    return PairImages(studies, small_tokenizer(WORDS), transform, max_pieces=max_pieces, seed=seed, **settings)
 
 
 def batches(size=50, batch_size=4, **settings):
@@ -41,6 +42,17 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(epoch):
             assert len(set(share)) == 8
             assert {len(rank[number]) for rank in ranks} == {8 // len(ranks)}
     assert {len(rank) for rank in (*two, *four)} == {6}
+
+
+def test_kept_images_are_read_from_disk_once(studies, monkeypatch):
+    read = []
+    load = module.load_picture
+    monkeypatch.setattr(module, "load_picture", lambda studies, row: read.append(row) or load(studies, row))
+    plain, kept = pairs(studies), pairs(studies, keep_images=True)
+    items = [(row, epoch) for epoch in range(3) for row in range(4)]
+    for one, two in zip([plain[item] for item in items], [kept[item] for item in items], strict=True):
+        assert torch.equal(one[1], two[1])
+    assert len(read) == 12 + 4
 
 
 def test_an_epoch_visits_no_pair_twice():

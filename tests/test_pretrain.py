@@ -92,6 +92,23 @@ def test_same_seed_same_bits_other_seed_other_bits(small, undisturbed, tmp_path)
     assert sum(torch.equal(one[name], two[name]) for name in names) < 0.1 * len(names)
 
 
+def test_same_bits_in_bf16_on_two_threads(small, tmp_path):
+    """What the demo profile runs in: sums that two threads share must not depend on which is first."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        config = tiny_config(precision="bf16")
+        assert_same_run(*(pretrain(config, small, tmp_path / name, seed=3) for name in ("one", "two")))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_kept_images_change_nothing(small, undisturbed, tmp_path):
+    other = not tiny_config().training.keep_images
+    kept = pretrain(tiny_config(keep_images=other), small, tmp_path / "kept", seed=3)
+    assert timeless(kept.history) == timeless(undisturbed.history)
+
+
 def test_loader_processes_change_nothing(small, undisturbed, tmp_path):
     helped = pretrain(tiny_config(workers=2), small, tmp_path / "helped", seed=3)
     assert timeless(helped.history) == timeless(undisturbed.history)

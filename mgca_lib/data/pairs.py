@@ -65,6 +65,8 @@ class PairImages(Dataset):
         transform: Makes the tensor from the stored image.
         max_pieces: Pieces kept of a report.
         seed: Seed of the random crops.
+        keep_images: Keep every decoded square in memory, ``stored_size`` squared bytes an image, so that later
+            epochs decode nothing; every loader process keeps its own.
 
     Raises:
         DatasetError: a row has no report; the message names it.
@@ -78,6 +80,7 @@ class PairImages(Dataset):
         *,
         max_pieces: int,
         seed: int,
+        keep_images: bool = False,
     ) -> None:
         reports = report_texts(studies)
         for row, report in enumerate(reports):
@@ -87,6 +90,8 @@ class PairImages(Dataset):
         self.studies = studies
         self.transform = transform
         self.seed = seed
+        self.keep_images = keep_images
+        self._squares: dict[int, Tensor] = {}
         self.padding = int(tokenizer.pad_token_id)
         self.tokens = tokenize_reports(tokenizer, [report.split() for report in reports], max_pieces=max_pieces)
 
@@ -98,8 +103,16 @@ class PairImages(Dataset):
         # SeedSequence mixes the three numbers well; consecutive seeds would give similar first draws.
         seed = int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1)[0])
         generator = torch.Generator().manual_seed(seed)
-        image = self.transform(load_picture(self.studies, row), generator)
+        image = self.transform.crop(self._square(row), generator)
         return row, image, *self.tokens.report(row)
+
+    def _square(self, row: int) -> Tensor:
+        if row in self._squares:
+            return self._squares[row]
+        square = self.transform.square(load_picture(self.studies, row))
+        if self.keep_images:
+            self._squares[row] = square
+        return square
 
     def collate(self, items: Sequence[tuple[int, Tensor, np.ndarray, np.ndarray]]) -> PairBatch:
         """Stack items; reports are padded to the longest one of the batch."""

@@ -44,7 +44,14 @@ class ImageTransform:
 
     def __call__(self, picture: Image.Image, generator: torch.Generator | None = None) -> Tensor:
         """Transform one picture; ``generator`` decides the random crop (default: torch's global one)."""
-        square = torch.from_numpy(pad_to_square(np.asarray(picture.convert("L")), self.stored_size))
+        return self.crop(self.square(picture), generator)
+
+    def square(self, picture: Image.Image) -> Tensor:
+        """First half, the same every time: the padded square, ``(stored_size, stored_size)`` uint8."""
+        return torch.from_numpy(pad_to_square(np.asarray(picture.convert("L")), self.stored_size))
+
+    def crop(self, square: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Second half: crop, augmentation and grey mapping of a padded square."""
         top, left = self._corner(generator)
         crop = square[top : top + self.image_size, left : left + self.image_size]
         tensor = crop.float().div(255)[None]
