@@ -1,4 +1,4 @@
-"""Where the four datasets come from, under which terms, and where their raw files lie on this computer."""
+"""Where the datasets come from, under which terms, and where their raw files lie on this computer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Access:
         terms: What its owner asks for before the download.
         download: What to download, in words.
         script: The script that prepares it.
-        parameter: The parameter of notebook 01 that names its folder.
+        parameter: The notebook parameter that names its folder.
     """
 
     title: str
@@ -61,8 +61,44 @@ ACCESS: dict[str, Access] = {
         script="data_scripts/prepare_covidx.py",
         parameter="RAW_COVIDX",
     ),
+    "siim": Access(
+        title="SIIM-ACR Pneumothorax Segmentation Challenge, stage 1",
+        where="https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation",
+        terms="Kaggle account, rules of the challenge",
+        download="train-rle.csv and dicom-images-train/ (stage 1)",
+        script="data_scripts/prepare_siim.py",
+        parameter="RAW_SIIM",
+    ),
+    "object_cxr": Access(
+        title="object-CXR",
+        where="https://github.com/jfhealthcare/object-CXR",
+        terms="none asked for; the download names no licence",
+        download="train.csv, dev.csv and the image folders train/ and dev/",
+        script="data_scripts/prepare_object_cxr.py",
+        parameter="RAW_OBJECT_CXR",
+    ),
 }
-"""Name of the prepared dataset -> where the original comes from."""
+"""Name of the prepared dataset -> where the original comes from; a phantom can stand in for each of these."""
+
+OPEN_ACCESS: dict[str, Access] = {
+    "openi": Access(
+        title="Indiana University chest X-rays (Open-i)",
+        where="https://openi.nlm.nih.gov/faq",
+        terms="open to anyone; CC BY-NC-ND 4.0, so neither for commerce nor to be passed on in changed form",
+        download="NLMCXR_reports.tgz, NLMCXR_png.tgz (unpack it), and indiana_projections.csv of the Kaggle copy",
+        script="data_scripts/prepare_openi.py",
+        parameter="RAW_OPENI",
+    ),
+    "covid_cxr": Access(
+        title="COVID-19 Image Data Collection",
+        where="https://github.com/ieee8023/covid-chestxray-dataset",
+        terms="open to anyone; each image has a licence of its own, and many have none stated",
+        download="a copy of the repository (metadata.csv and images/)",
+        script="data_scripts/prepare_covid_cxr.py",
+        parameter="RAW_COVID_CXR",
+    ),
+}
+"""Real image-text pairs that anyone may download, by name of the prepared dataset; they have no phantoms."""
 
 
 def locate_raw(root: str | Path, given: Mapping[str, str], *, phantoms: bool) -> dict[str, Path]:
@@ -70,11 +106,11 @@ def locate_raw(root: str | Path, given: Mapping[str, str], *, phantoms: bool) ->
 
     Args:
         root: Folder whose subfolders hold the raw datasets that ``given`` does not name.
-        given: Dataset -> folder of the original, or ``""``. Names as in ``ACCESS``.
+        given: The datasets that are wanted, names as in ``ACCESS`` -> folder of the original, or ``""``.
         phantoms: Whether a dataset that is neither named nor there may still be made as a phantom.
 
     Returns:
-        Dataset -> folder, in the order of ``ACCESS``.
+        Dataset -> folder, in the order of ``given``.
 
     Raises:
         DatasetError: a named folder does not exist, or a dataset is missing and no phantom may stand in; the
@@ -86,8 +122,8 @@ def locate_raw(root: str | Path, given: Mapping[str, str], *, phantoms: bool) ->
     if unknown := sorted(set(given) - set(ACCESS)):
         raise DatasetError(f"no dataset called {unknown[0]!r}; there are {', '.join(ACCESS)}")
     folders = {}
-    for name, access in ACCESS.items():
-        named = given.get(name, "")
+    for name, named in given.items():
+        access = ACCESS[name]
         folders[name] = Path(named).expanduser() if named else Path(root, name)
         if folders[name].is_dir() or (phantoms and not named):
             continue

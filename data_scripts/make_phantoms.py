@@ -1,4 +1,4 @@
-"""Make the phantom datasets: synthetic chest radiographs with reports, in the raw layouts of four public datasets.
+"""Make the phantom datasets: synthetic chest radiographs with reports, in the raw layouts of public datasets.
 
 Run ``python -m data_scripts.make_phantoms --out raw --profile demo``. The images are drawn from simple solids and
 show nobody; they teach and test, and are not for clinical use.
@@ -14,26 +14,30 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr, rsna
+from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr, object_cxr, rsna, siim
 from data_scripts.phantom.layouts.common import Map, Settings, darkroom
 
-VERSION = "1"
+VERSION = "2"
 """Raised whenever the same seed would give other bytes."""
 
 CARD = "PHANTOM.json"
-LAYOUTS = {layout.NAME: layout for layout in (mimic_cxr, chexpert, rsna, covidx)}
+LAYOUTS = {layout.NAME: layout for layout in (mimic_cxr, chexpert, rsna, covidx, siim, object_cxr)}
 PROFILES: dict[str, dict[str, dict[str, int]]] = {
     "smoke": {
         "mimic_cxr": {"train": 64, "validate": 12, "test": 20},
         "chexpert": {"train": 64, "valid": 32},
         "rsna": {"train": 64},
         "covidx": {"train": 45, "test": 19},
+        "siim": {"train": 40},
+        "object_cxr": {"train": 40, "dev": 16},
     },
     "demo": {
-        "mimic_cxr": {"train": 3200, "validate": 300, "test": 500},
+        "mimic_cxr": {"train": 5200, "validate": 300, "test": 500},
         "chexpert": {"train": 2400, "valid": 600},
         "rsna": {"train": 1000},
         "covidx": {"train": 800, "test": 250},
+        "siim": {"train": 900},
+        "object_cxr": {"train": 700, "dev": 300},
     },
 }
 """Profile -> dataset -> split as the dataset names it -> number of frontal images."""
@@ -186,7 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data_scripts.make_phantoms",
         description="Make synthetic chest radiographs with reports in the raw layouts of MIMIC-CXR-JPG, CheXpert, "
-        "RSNA stage 2 and COVIDx v9A. Finished datasets are left as they are. Not for clinical use.",
+        "RSNA stage 2, COVIDx v9A, SIIM-ACR stage 1 and object-CXR. Finished datasets are left as they are. "
+        "Not for clinical use.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder a dataset")
     parser.add_argument("--profile", choices=PROFILES, default="demo", help="how many images (default: %(default)s)")

@@ -35,21 +35,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_scripts.preparation import (
-    FRONTAL_VIEWS,
-    Candidate,
-    Ledger,
-    Origin,
-    Settings,
-    Summary,
-    add_common_arguments,
-    build_dataset,
-    find_root,
-    is_phantom,
-    read_labels,
-    read_table,
-    run_command,
-)
+from data_scripts.candidates import FRONTAL_VIEWS, Candidate
+from data_scripts.command_line import Settings, add_common_arguments, run_command
+from data_scripts.ledger import Ledger, Summary
+from data_scripts.preparation import Origin, build_dataset, find_root, is_phantom, read_labels, read_table
 from mgca_lib.data.studies import DatasetError
 from mgca_lib.data.tasks import CHEXPERT_LABELS, TASKS
 
@@ -87,7 +76,7 @@ def prepare(
         uncertain: What becomes of uncertain labels, one of ``UNCERTAIN_MODES``.
         valid_images: Size of the validation split, in images; at most 15 % of the patients are taken.
         exclude_5x200: ``"auto"``, ``"yes"`` or ``"no"``; see the module's description.
-        settings: See :class:`data_scripts.preparation.Settings`.
+        settings: See :class:`data_scripts.command_line.Settings`.
 
     Returns:
         Counts, printable.

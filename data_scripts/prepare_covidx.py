@@ -16,20 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_scripts.preparation import (
-    Candidate,
-    Ledger,
-    Origin,
-    Settings,
-    Summary,
-    add_common_arguments,
-    build_dataset,
-    find_root,
-    is_phantom,
-    read_lines,
-    run_command,
-    split_patients,
-)
+from data_scripts.candidates import Candidate
+from data_scripts.command_line import Settings, add_common_arguments, run_command
+from data_scripts.ledger import Ledger, Summary
+from data_scripts.preparation import Origin, build_dataset, find_root, is_phantom, read_lines
+from data_scripts.selection import split_patients
 from mgca_lib.data.studies import DatasetError
 from mgca_lib.data.tasks import TASKS
 
@@ -54,7 +45,7 @@ def prepare(raw: str | Path, out: str | Path, *, split: str = "paper", **setting
         raw: Folder with the lists, ``train/`` and ``test/``, or the folder above it.
         out: Folder of the prepared dataset.
         split: ``"paper"`` (90 % and 10 % of the training patients) or ``"upstream"`` (80 % and 20 %).
-        settings: See :class:`data_scripts.preparation.Settings`.
+        settings: See :class:`data_scripts.command_line.Settings`.
 
     Returns:
         Counts, printable.

@@ -20,14 +20,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_scripts.candidates import FRONTAL_VIEWS, Candidate
+from data_scripts.command_line import Settings, add_common_arguments, run_command
+from data_scripts.ledger import Ledger, Summary
 from data_scripts.preparation import (
-    FRONTAL_VIEWS,
-    Candidate,
-    Ledger,
     Origin,
-    Settings,
-    Summary,
-    add_common_arguments,
     build_dataset,
     find_root,
     find_table,
@@ -35,7 +32,6 @@ from data_scripts.preparation import (
     is_safe_name,
     read_labels,
     read_table,
-    run_command,
 )
 from mgca_lib.data.reports import clean_sentences, split_sections
 from mgca_lib.data.studies import DatasetError
@@ -62,7 +58,7 @@ def prepare(
         reports: Folder or zip file with the reports; ``None`` looks beside the tables.
         use_last_paragraph: Take the last paragraph as findings where findings and impression are both missing
             (upstream leaves such studies out).
-        settings: See :class:`data_scripts.preparation.Settings`.
+        settings: See :class:`data_scripts.command_line.Settings`.
 
     Returns:
         Counts, printable.

@@ -19,22 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sklearn.model_selection import train_test_split
-
-from data_scripts.preparation import (
-    Candidate,
-    Ledger,
-    Origin,
-    Settings,
-    Summary,
-    add_common_arguments,
-    build_dataset,
-    find_root,
-    is_phantom,
-    is_safe_name,
-    read_table,
-    run_command,
-)
+from data_scripts.candidates import Candidate
+from data_scripts.command_line import Settings, add_common_arguments, run_command
+from data_scripts.ledger import Ledger, Summary
+from data_scripts.preparation import Origin, build_dataset, find_root, is_phantom, is_safe_name, read_table
+from data_scripts.selection import PUBLISHED_SEED, split_patients_as_published
 from mgca_lib.data.studies import DatasetError
 from mgca_lib.data.tasks import TASKS
 
@@ -43,7 +32,6 @@ CLASSES_FILE = "stage_2_detailed_class_info.csv"
 IMAGES_FOLDER = "stage_2_train_images"
 (TARGET,) = TASKS["rsna"].classes
 DETAILED_CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
-SEED = 0
 
 
 def prepare(raw: str | Path, out: str | Path, **settings: object) -> Summary:
@@ -52,7 +40,7 @@ def prepare(raw: str | Path, out: str | Path, **settings: object) -> Summary:
     Args:
         raw: Folder with ``stage_2_train_labels.csv``, or the folder above it.
         out: Folder of the prepared dataset.
-        settings: See :class:`data_scripts.preparation.Settings`.
+        settings: See :class:`data_scripts.command_line.Settings`.
 
     Returns:
         Counts, printable; rows are rows of the label table, several of which can belong to one image.
@@ -116,7 +104,7 @@ def prepare(raw: str | Path, out: str | Path, **settings: object) -> Summary:
             source="RSNA Pneumonia Detection Challenge 2018 (images of the NIH Clinical Center)",
             licence="rules of the RSNA Pneumonia Detection Challenge: non-commercial and academic use",
         ),
-        options={"splits": "70/15/15 by patient", "seed": SEED, "detailed_classes": classes is not None},
+        options={"splits": "70/15/15 by patient", "seed": PUBLISHED_SEED, "detailed_classes": classes is not None},
         settings=common,
     )
 
@@ -130,26 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_common_arguments(parser)
     return run_command(parser, prepare, argv)
-
-
-def split_patients_as_published(patients: Sequence[str]) -> dict[str, str]:
-    """Split patients 70/15/15.
-
-    Args:
-        patients: Distinct patients, in order of appearance in the label table.
-
-    Returns:
-        Patient -> split. Fewer than 4 patients are all training patients.
-
-    >>> sizes = list(split_patients_as_published([str(number) for number in range(26684)]).values())
-    >>> [sizes.count(split) for split in ("train", "valid", "test")]
-    [18678, 4003, 4003]
-    """
-    if len(patients) < 4:
-        return dict.fromkeys(patients, "train")
-    train, held_out = train_test_split(list(patients), test_size=0.3, random_state=SEED)
-    valid, test = train_test_split(held_out, test_size=0.5, random_state=SEED)
-    return dict.fromkeys(train, "train") | dict.fromkeys(valid, "valid") | dict.fromkeys(test, "test")
 
 
 def _content(record: dict[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 Upstream = Literal["", "vit", "resnet"]
+TokenForm = Literal["cta", "cta_grounded", "gloria"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -105,6 +106,9 @@ class AlignmentConfig:
     sinkhorn_iterations: int = _setting(3, "Sinkhorn iterations")
     freeze_prototypes_epochs: int = _setting(1, "epochs during which the prototypes do not move")
     gather: bool = _setting(True, "contrast and balance over all processes, not over each process alone (as upstream)")
+    token_form: TokenForm = _setting(
+        "cta", "token term: cta (published), cta_grounded (contrast over pairs) or gloria (its local loss)"
+    )
     upstream: Upstream = _setting("", "reproduce the published code's token alignment: vit or resnet; empty: corrected")
 
     def __post_init__(self) -> None:
@@ -117,7 +121,11 @@ class AlignmentConfig:
         _require(self, "instance_weight", weights > 0, "one of the three weights must be positive")
         _require(self, "num_prototypes", self.num_prototypes >= 2, "must be at least 2")
         _require(self, "sinkhorn_iterations", self.sinkhorn_iterations >= 1, "must be at least 1")
+        forms = ("cta", "cta_grounded", "gloria")
+        _require(self, "token_form", self.token_form in forms, "must be cta, cta_grounded or gloria")
         _require(self, "upstream", self.upstream in ("", "vit", "resnet"), "must be vit, resnet or empty")
+        fits = not self.upstream or self.token_form == "cta"
+        _require(self, "upstream", fits, "the published code has token_form cta only")
 
 
 @dataclass(frozen=True)
@@ -244,7 +252,7 @@ PROFILES: dict[str, Config] = {
         ),
         alignment=AlignmentConfig(num_prototypes=64),
         training=TrainingConfig(
-            epochs=14,
+            epochs=11,
             batch_size=48,
             learning_rate=2e-3,
             warmup_fraction=0.1,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mgca_lib.alignment.instance import InstanceAlignment
+from mgca_lib.alignment.pairwise import PairwiseAlignment
 from mgca_lib.alignment.prototype import PrototypeAlignment
 from mgca_lib.alignment.token import TokenAlignment, importance_weights
 from mgca_lib.config import Config
@@ -29,7 +30,7 @@ class Losses:
 
     Attributes:
         instance: ITA, equation 3 of the paper.
-        token: CTA, equation 6.
+        token: CTA, equation 6, or the pairwise term that ``token_form`` names.
         prototype: CPA, equation 9.
         total: ``lambda_1 ITA + lambda_2 CTA + lambda_3 CPA``.
     """
@@ -68,9 +69,13 @@ class MGCA(nn.Module):
         self.report_global = GlobalProjection(report_encoder.feature_dim, **sizes)
         self.report_local = LocalProjection(report_encoder.feature_dim, **sizes)
         self.instance_alignment = InstanceAlignment(temperature=alignment.instance_temperature, gather=alignment.gather)
-        self.token_alignment = TokenAlignment(
-            temperature=alignment.token_temperature, upstream=alignment.upstream or None
-        )
+        self.token_alignment: TokenAlignment | PairwiseAlignment
+        if alignment.token_form == "cta":
+            self.token_alignment = TokenAlignment(
+                temperature=alignment.token_temperature, upstream=alignment.upstream or None
+            )
+        else:
+            self.token_alignment = PairwiseAlignment(alignment.token_form, temperature=alignment.token_temperature)
         self.prototype_alignment = PrototypeAlignment(
             alignment.num_prototypes,
             config.model.joint_dim,

@@ -232,9 +232,9 @@ run.record("twins/difference_inside_mask", inside)
 # them exactly as they are shipped.
 
 # %%
-from data_scripts.access import ACCESS
+from data_scripts.access import ACCESS, OPEN_ACCESS
 
-rows = [[one.title, one.terms, one.where, one.script] for one in ACCESS.values()]
+rows = [[one.title, one.terms, one.where, one.script] for one in (ACCESS | OPEN_ACCESS).values()]
 pd.set_option("display.max_colwidth", None)  # show whole addresses
 pd.DataFrame(rows, columns=["data set", "what the owner asks for", "where", "script"])
 

@@ -52,7 +52,7 @@ from data_scripts.access import ACCESS, locate_raw
 given = {"mimic_cxr": RAW_MIMIC, "chexpert": RAW_CHEXPERT, "rsna": RAW_RSNA, "covidx": RAW_COVIDX}
 raw = locate_raw(run.raw, given, phantoms=run.profile != "paper")
 to_draw = [name for name, folder in given.items() if not folder and run.profile != "paper"]
-print("phantoms:", ", ".join(to_draw) or "none", "| originals:", ", ".join(set(ACCESS) - set(to_draw)) or "none")
+print("phantoms:", ", ".join(to_draw) or "none", "| originals:", ", ".join(sorted(set(given) - set(to_draw))) or "none")
 
 # %% [markdown]
 # In profile `paper` that cell stops when an original is missing, and says what to download. Otherwise the phantoms

@@ -6,7 +6,7 @@
 # diseases, and what else they are.
 #
 # - **First read** [03 Instance alignment](03_instance_alignment.ipynb). [04](04_token_alignment.ipynb) is not needed.
-# - **Time** `smoke` about 10 s, `demo` half a minute on two CPU cores once notebook 06 has trained its model.
+# - **Time** `smoke` about 15 s, `demo` half a minute on two CPU cores once notebook 06 has trained its model.
 # - **Data** the phantom MIMIC-CXR of notebook 01. Labels are used to judge, never to train.
 # - **Departures from upstream** Sinkhorn works on logarithms, so that no exponential overflows; over several GPUs it
 #   balances the global batch; a memory of past embeddings can be switched on.
@@ -176,7 +176,7 @@ pd.DataFrame(rows).T.round(3)
 
 
 # %%
-def train_toy(targets, steps=150, prototypes=8):
+def train_toy(targets, steps=80, prototypes=8):
     generator = torch.Generator().manual_seed(run.seed)
     group = torch.nn.functional.one_hot(torch.arange(64) % 4, 16).float()
     images, reports = (group + 0.3 * torch.randn(64, 16, generator=generator) for _ in range(2))
@@ -202,7 +202,7 @@ toys = {
     "softmax targets": train_toy(lambda score: (score / 0.05).softmax(dim=1)),
 }
 figure = figures.curves(
-    range(150), {name: toy["in use"] for name, toy in toys.items()}, x_label="step", y_label="prototypes in use (of 8)"
+    range(80), {name: toy["in use"] for name, toy in toys.items()}, x_label="step", y_label="prototypes in use (of 8)"
 )
 run.show(figure, "collapse", "With softmax targets the toy abandons prototypes; with Sinkhorn codes it keeps them.")
 print({name: f"final loss {toy['loss'][-1]:.3f}" for name, toy in toys.items()})
@@ -284,8 +284,8 @@ def effective_number(codes):
 scores = prototype_scores(image, centres)
 order = torch.from_numpy(np.random.default_rng(run.seed).permutation(len(scores)))
 batch_sizes = [size for size in (4, 8, 16, 32, 64, 128, 256, 512) if size <= len(scores)]
-codes = [torch.cat([sinkhorn(scores[part]) for part in order.split(size) if len(part) == size]) for size in batch_sizes]
-spread = [effective_number(part) for part in codes]
+batches = {size: [part for part in order.split(size) if len(part) == size][:8] for size in batch_sizes}
+spread = [effective_number(torch.cat([sinkhorn(scores[part]) for part in parts])) for parts in batches.values()]
 
 # %%
 floor = [max(1.0, len(centres) / size) for size in batch_sizes]
@@ -445,9 +445,7 @@ explained = {name: analysis.cluster_agreement(by_image.cluster, labels, **settin
 for name, part in explained.items():
     above = part.measures["homogeneity"].mean - part.chance["homogeneity"]
     run.record(f"explained/{name}/homogeneity_above_chance", above)
-    print(
-        f"{name:9} homogeneity {part.measures['homogeneity']}, chance {part.chance['homogeneity']:.3f}, above it {above:+.3f}"
-    )
+    print(f"{name:9} {part.measures['homogeneity']}, chance {part.chance['homogeneity']:.3f}, above it {above:+.3f}")
 
 # %% [markdown]
 # *Homogeneity* is the share of what there is to know about a sorter that the prototype tells: NMI would punish the
@@ -469,9 +467,8 @@ figure = figures.prototype_grid(
 )
 run.show(figure, "impure", "Films of the two least pure prototypes: what do they share?")
 for k, members in zip(worst, rows, strict=True):
-    print(
-        f"prototype {k}: purity {purity[k]:.2f}, AP views {np.mean(sorters['view'][members] == 'AP'):.0%} of the films shown"
-    )
+    from_bed = np.mean(sorters["view"][members] == "AP")
+    print(f"prototype {k}: purity {purity[k]:.2f}, AP views {from_bed:.0%} of the films shown")
 
 # %% [markdown]
 # Look for a common view, a common device, the same size of lungs, or simply nothing. A prototype without a theme is
@@ -483,8 +480,8 @@ for k, members in zip(worst, rows, strict=True):
 # film and report of a study choose the same prototype far more often than by chance; findings gather there more than
 # shuffled labels would, and nobody gave a label.
 #
-# **Not shown.** That a prototype *is* a disease. Most are mixed, some follow view or devices, and the number of
-# prototypes was ours to choose. [Notebook 08](08_seeing_prototypes.ipynb) draws the map.
+# **Not shown.** That a prototype *is* a disease. Most are mixed, part of what they tell is view and devices, and the
+# number of prototypes was ours to choose. [Notebook 08](08_seeing_prototypes.ipynb) draws the map.
 #
 # **Where it breaks.** Batches smaller than $K$, rare findings (equal filling works against them), and whatever image
 # and report agree on besides disease.
@@ -526,9 +523,8 @@ else:
 my_clusters = by_image.cluster  # replace by your (N,) cluster numbers
 assert len(my_clusters) == len(finding), "one cluster a test study"
 mine = analysis.cluster_agreement(np.asarray(my_clusters), finding, **settings)
-print(
-    f"{mine.clusters} clusters, NMI {mine.measures['nmi']}, above chance {mine.measures['nmi'].mean - mine.chance['nmi']:+.3f}"
-)
+above = mine.measures["nmi"].mean - mine.chance["nmi"]
+print(f"{mine.clusters} clusters, NMI {mine.measures['nmi']}, above chance {above:+.3f}")
 
 # %% [markdown]
 # <details><summary>Solutions</summary>

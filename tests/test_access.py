@@ -19,7 +19,7 @@ def test_every_phantom_layout_has_an_original_and_a_script():
 
 def test_a_named_folder_wins_over_the_default(tmp_path: Path):
     (tmp_path / "mine").mkdir()
-    folders = locate_raw(tmp_path / "raw", {"rsna": str(tmp_path / "mine")}, phantoms=True)
+    folders = locate_raw(tmp_path / "raw", {"rsna": str(tmp_path / "mine"), "chexpert": ""}, phantoms=True)
     assert folders["rsna"] == tmp_path / "mine"
     assert folders["chexpert"] == tmp_path / "raw" / "chexpert"
 
@@ -30,14 +30,20 @@ def test_a_misspelt_folder_is_an_error_even_where_phantoms_may_stand_in(tmp_path
 
 
 def test_a_missing_original_says_what_to_download(tmp_path: Path):
+    wanted = dict.fromkeys(ACCESS, "")
     with pytest.raises(DatasetError, match=r"^MIMIC-CXR-JPG .* set RAW_MIMIC .* mimic-cxr-reports\.zip .*physionet"):
-        locate_raw(tmp_path, {}, phantoms=False)
+        locate_raw(tmp_path, wanted, phantoms=False)
     (tmp_path / "mimic_cxr").mkdir()
     with pytest.raises(DatasetError, match=r"^CheXpert-v1\.0 is missing"):
-        locate_raw(tmp_path, {}, phantoms=False)
+        locate_raw(tmp_path, wanted, phantoms=False)
     for name in ACCESS:
         (tmp_path / name).mkdir(exist_ok=True)
-    assert locate_raw(tmp_path, {}, phantoms=False) == {name: tmp_path / name for name in ACCESS}
+    assert locate_raw(tmp_path, wanted, phantoms=False) == {name: tmp_path / name for name in ACCESS}
+
+
+def test_only_what_is_wanted_must_be_there(tmp_path: Path):
+    (tmp_path / "rsna").mkdir()
+    assert locate_raw(tmp_path, {"rsna": ""}, phantoms=False) == {"rsna": tmp_path / "rsna"}
 
 
 def test_an_unknown_dataset_is_named():

@@ -188,6 +188,8 @@ def test_every_option_reaches_its_setting(part, name):
         words, value = ([f"--no_{name}"] if default else [f"--{name}"]), not default
     elif name == "precision":
         words, value = ["--precision", "bf16"], "bf16"
+    elif name == "token_form":
+        words, value = ["--token_form", "gloria"], "gloria"
     elif name == "upstream":
         words, value = ["--upstream", "vit"], "vit"
     elif isinstance(default, list):

@@ -18,10 +18,12 @@ from PIL import Image
 from data_scripts.make_phantoms import PROFILES, PhantomError, main, make_phantoms
 from data_scripts.phantom.cases import FINDINGS, Case, Finding, sample_case
 from data_scripts.phantom.hospitals import HOSPITALS
-from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr
+from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr, object_cxr, siim
 from data_scripts.phantom.layouts.common import Film, Settings, follow_up, mask_parts, write_csv, write_film
+from data_scripts.phantom.render import render_case
+from data_scripts.run_length import decode_runs
 
-COUNTS = {"mimic_cxr": 24, "chexpert": 14, "rsna": 10, "covidx": 12}
+COUNTS = {"mimic_cxr": 24, "chexpert": 14, "rsna": 10, "covidx": 12, "siim": 7, "object_cxr": 8}
 SIZE = 96
 MIMIC_CLASSES = (
     "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,"
@@ -63,7 +65,7 @@ def test_finished_datasets_are_left_alone(raw, capsys):
     before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
     make_phantoms(raw, profile="smoke", seed=5, size=SIZE, counts=COUNTS)
     assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
-    assert capsys.readouterr().out.count("already there") == 4
+    assert capsys.readouterr().out.count("already there") == len(COUNTS)
 
 
 def test_unfinished_work_is_thrown_away(tmp_path):
@@ -320,6 +322,95 @@ def test_covidx_classes_are_balanced_and_mixed_in_format():
     assert len({line.name for line in lines}) == 600
 
 
+def test_siim_tree_and_run_lengths(raw):
+    root = raw / "siim"
+    assert {path.name for path in root.iterdir()} == {"PHANTOM.json", "dicom-images-train", "train-rle.csv"}
+    header, *lines = (root / "train-rle.csv").read_text().splitlines()
+    assert header == "ImageId, EncodedPixels"
+    files = {path.stem: path for path in (root / "dicom-images-train").glob("*/*/*.dcm")}
+    assert {line.split(",")[0] for line in lines} == set(files)
+    assert len(files) == COUNTS["siim"]
+    for number, film in enumerate(siim._plan(Settings(seed=5, size=SIZE, counts={"train": COUNTS["siim"]}))):
+        (path,) = (root / "dicom-images-train").glob(f"*/*/*.{number + 2}.3.dcm")
+        dataset = pydicom.dcmread(path)
+        place = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, f"{dataset.SOPInstanceUID}.dcm")
+        assert path.relative_to(root / "dicom-images-train").parts == place
+        assert (dataset.PatientID, dataset.ViewPosition) == (film.tags["PatientID"], film.case.view)
+        rendered = render_case(
+            film.case, HOSPITALS["siim"], np.random.default_rng(np.random.SeedSequence(film.seed)), size=SIZE
+        )
+        expected = np.zeros((SIZE, SIZE), bool)
+        for finding, mask in zip(film.case.findings, rendered.finding_masks, strict=True):
+            if finding.name == "pneumothorax":
+                expected |= mask
+        texts = [line.split(",")[1] for line in lines if line.startswith(f"{path.stem},")]
+        assert all(text.startswith(" ") for text in texts)
+        assert (texts == [" -1"]) == (not expected.any())
+        decoded = [decode_runs(text, height=SIZE, width=SIZE) for text in texts]
+        np.testing.assert_array_equal(np.any(decoded, axis=0), expected)
+        assert np.sum(decoded) == expected.sum()  # the lesions of an image do not overlap
+    assert sum(" -1" not in line for line in lines) >= 3
+
+
+def test_siim_has_enough_pneumothoraces_and_patients_with_two_films():
+    films = siim._plan(Settings(seed=1, size=256, counts={"train": 900}))
+    share = np.mean([any(f.name == "pneumothorax" for f in film.case.findings) for film in films])
+    assert share == pytest.approx(0.35, abs=0.06)
+    films_of = Counter(film.tags["PatientID"] for film in films)
+    assert set(films_of.values()) == {1, 2}
+    assert 0.08 < np.mean([count == 2 for count in films_of.values()]) < 0.22
+
+
+def test_object_cxr_tables_and_folders(raw, tmp_path):
+    root = raw / "object_cxr"
+    assert {path.name for path in root.iterdir()} == {"PHANTOM.json", "train", "dev", "train.csv", "dev.csv"}
+    counts = {"train": 6, "dev": 2}
+    for split, count in counts.items():
+        header, *lines = (root / f"{split}.csv").read_text().splitlines()
+        assert header == "image_name,annotation"
+        films = object_cxr._plan(Settings(seed=5, size=SIZE, counts=counts), split)
+        assert len(lines) == len(films) == count
+        assert {line.split(",")[0] for line in lines} == {path.name for path in (root / split).iterdir()}
+        for line, film in zip(lines, films, strict=True):
+            name, annotation = line.split(",")
+            assert re.fullmatch(r"\d{5}\.jpg", name)
+            (tmp_path / split).mkdir(exist_ok=True)
+            (tmp_path / "masks").mkdir(exist_ok=True)
+            written = write_film(tmp_path, film)
+            boxes = [
+                box for f, box in zip(film.case.findings, written.boxes, strict=True) if f.name == "foreign object"
+            ]
+            assert bool(annotation) == bool(boxes and boxes[0])
+            if not annotation:
+                continue
+            kind, *numbers = (int(part) for part in annotation.split())
+            points = np.array(numbers).reshape(-1, 2)
+            assert len(points) == 2 if kind < 2 else len(points) >= 3
+            x, y, width, height = boxes[0]
+            assert (*points.min(0), *points.max(0)) == (x, y, x + width, y + height)
+        assert sum(line.split(",")[1] != "" for line in lines) >= 2
+
+
+def test_object_cxr_outline_is_the_hull_of_the_mask(tmp_path):
+    mask = np.zeros((12, 14), np.uint8)
+    mask[2, 3:9] = mask[2:8, 3] = 255  # an L: the hull cuts its open corner
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    numbers = object_cxr._outline(tmp_path / "mask.png")
+    corners = {tuple(point) for point in np.reshape(numbers, (-1, 2)).tolist()}
+    assert corners == {(3, 2), (9, 2), (9, 3), (4, 8), (3, 8)}
+
+
+def test_object_cxr_is_half_positive_and_uses_all_three_shapes():
+    films = object_cxr._plan(Settings(seed=1, size=256, counts={"train": 600, "dev": 300}), "train")
+    kinds = Counter(f.kind for film in films for f in film.case.findings if f.name == "foreign object")
+    assert set(kinds) == set(object_cxr.SHAPES)
+    assert {object_cxr.SHAPES[kind] for kind in kinds} == {0, 1, 2}
+    assert 0.44 < kinds.total() / 600 < 0.56
+    assert len({film.path for film in films}) == 600
+    dev = object_cxr._plan(Settings(seed=1, size=256, counts={"train": 600, "dev": 300}), "dev")
+    assert (films[-1].path, dev[0].path) == ("train/00600.jpg", "dev/00601.jpg")
+
+
 def test_follow_up_keeps_the_patient_and_what_does_not_heal():
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -348,7 +439,7 @@ def test_csv_gzip_holds_no_time_stamp(tmp_path):
     ("settings", "message"),
     [
         ({"profile": "huge"}, "unknown profile 'huge'"),
-        ({"datasets": ["siim"]}, "unknown dataset 'siim'"),
+        ({"datasets": ["padchest"]}, "unknown dataset 'padchest'"),
         ({"seed": -1}, "seed is -1"),
         ({"size": 8}, "size is 8"),
         ({"workers": 0}, "workers is 0"),

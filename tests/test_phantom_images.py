@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from data_scripts.phantom.cases import DEVICES, FINDINGS, Case, Finding, sample_case
+from data_scripts.phantom.cases import (
+    DEVICES,
+    FINDINGS,
+    INCIDENTALS,
+    PLEURAL_THICKENINGS,
+    RIB_FRACTURES,
+    Case,
+    Finding,
+    sample_case,
+)
 from data_scripts.phantom.hospitals import HOSPITALS
 from data_scripts.phantom.projection import Frame, Solids, lookup, tube_thickness
 from data_scripts.phantom.render import render_case
@@ -91,6 +100,15 @@ class TestCases:
             case = sample_case(rng, MIMIC)
             assert case.view == "AP" or not case.supine
             assert set(case.devices) <= set(DEVICES)
+
+    def test_a_few_per_cent_have_an_old_fracture_or_thick_pleura(self):
+        rng = np.random.default_rng(7)
+        drawn = [sample_case(rng, MIMIC).incidentals for _ in range(3000)]
+        for names in (RIB_FRACTURES, PLEURAL_THICKENINGS):
+            counts = [len(set(names) & set(incidentals)) for incidentals in drawn]
+            assert max(counts) == 1
+            assert 0.02 < np.mean(counts) < 0.06
+        assert all(set(incidentals) <= set(INCIDENTALS) for incidentals in drawn)
 
 
 class TestDeterminism:
@@ -313,6 +331,16 @@ class TestAppearance:
             heights = [film.lung_mask[:, :half].sum() for film in (render(NORMAL, seed), render(case, seed))]
             assert heights[1] < 0.93 * heights[0]
 
+    @pytest.mark.parametrize("name", [*RIB_FRACTURES[1::4], *PLEURAL_THICKENINGS])
+    def test_incidentals_brighten_their_side_alone(self, name):
+        for seed in range(2):
+            marked, bare = (render(dataclasses.replace(NORMAL, incidentals=i), seed).image for i in ((name,), ()))
+            change = np.abs(marked - bare)
+            assert change.max() > 0.05
+            right, left = np.array_split(change > 0.05, [int(midline(seed))], axis=1)
+            assert right.any() == ("left" not in name)
+            assert left.any() == ("right" not in name)
+
     def test_metal_is_the_brightest_thing(self):
         film = render(with_finding("foreign object", zone="middle", kind="coin"), 2)
         assert film.image[film.finding_masks[0]].mean() > np.quantile(film.image, 0.95)
@@ -351,6 +379,20 @@ class TestProjection:
         one = self.frame.noise(np.random.default_rng(0), 2.0)
         two = large.noise(np.random.default_rng(0), 2.0)
         assert np.abs(two.reshape(200, 2, 200, 2).mean(axis=(1, 3)) - one).max() < 0.05
+
+    def test_enlarge_keeps_planes_and_smooth_fields(self):
+        coarse = self.frame.coarse()
+        assert coarse.size == 100
+        x, y = (0.1 * part + 1.0 for part in np.mgrid[:100, :100].astype(np.float32))
+        rows, columns = (0.05 * part - 0.025 + 1.0 for part in np.mgrid[:200, :200])
+        assert self.frame.enlarge(2.0 * x - y) == pytest.approx(2.0 * rows - columns, abs=1e-4)
+        assert self.frame.enlarge(x) is not x
+        assert coarse.enlarge(x) is x
+
+    def test_blur_equals_the_exact_one(self):
+        image = np.random.default_rng(0).random((200, 200)).astype(np.float32)
+        exact = gaussian_filter(image, 2.0, mode="nearest", truncate=3.0)
+        assert self.frame.blur(image, 2.0 * self.frame.pixel) == pytest.approx(exact, abs=1e-5)
 
     def test_wide_blur_equals_the_exact_one(self):
         frame = dataclasses.replace(self.frame, size=256)

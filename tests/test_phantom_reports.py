@@ -166,7 +166,7 @@ def test_a_normal_impression_needs_a_film_without_findings(dictated):
         r"(?:edema|atelectasis|cardiomegaly|effusion|nodule|mass) (?:are|have|were)\b",
         r"\bThere are (?:a|an) ",
         r"\bThe (?:a|an) ",
-        r"[Ff]ocal (?:bilateral|diffuse)",
+        r"\b[Ff]ocal (?:bilateral|diffuse)",
     ],
 )
 def test_english_slips(dictated, slip):
@@ -354,3 +354,27 @@ def test_labels_of_whole_reports_agree_with_the_film(dictated):
                 assert truth[name] == 1.0 or (name == "Consolidation" and truth["Pneumonia"] == 1.0), (name, report)
             if value == 0.0:
                 assert truth[name] == 0.0, (name, report)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "label", "words"),
+    [
+        ("left sixth rib fracture", "rib fracture", "Fracture", "fracture .*left sixth rib"),
+        ("biapical pleural thickening", "pleural thickening", "Pleural Other", "biapical pleural thickening"),
+    ],
+)
+def test_old_fractures_and_thick_pleura_are_named_and_labelled(name, kind, label, words):
+    case = Case("F", 70, "PA", incidentals=(name,))
+    assert expert_labels(case)[label] == 1.0
+    assert expert_labels(case)["No Finding"] == 0.0
+    named = 0
+    for seed in range(60):
+        report = write_report(case, np.random.default_rng(seed))
+        said = bool(re.search(words, report.findings, re.IGNORECASE))
+        named += said
+        labels = chexpert_labels(report)
+        assert (labels[label] == 1.0) == said
+        assert (labels["No Finding"] == 1.0) == (not said)
+        assert not any(label in phrase.classes for phrase in report.phrases)
+        assert "ormal chest radiograph" not in report.impression
+    assert named > 30

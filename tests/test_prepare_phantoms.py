@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data_scripts import prepare_chexpert, prepare_covidx, prepare_mimic_cxr, prepare_rsna
+from data_scripts import (
+    prepare_chexpert,
+    prepare_covidx,
+    prepare_mimic_cxr,
+    prepare_object_cxr,
+    prepare_rsna,
+    prepare_siim,
+)
 from data_scripts.make_phantoms import main as make_phantoms
 from mgca_lib.data.reports import report_words
 from mgca_lib.data.studies import load_studies
@@ -18,13 +25,15 @@ SCRIPTS = {
     "chexpert": prepare_chexpert,
     "rsna": prepare_rsna,
     "covidx": prepare_covidx,
+    "siim": prepare_siim,
+    "object_cxr": prepare_object_cxr,
 }
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantoms")
-    counts = ["mimic_cxr=24", "chexpert=24", "rsna=24", "covidx=24"]
+    counts = ["mimic_cxr=24", "chexpert=24", "rsna=24", "covidx=24", "siim=24", "object_cxr=24"]
     arguments = ["--out", str(folder), "--profile", "smoke", "--seed", "0", "--size", "96", "--workers", "1"]
     assert make_phantoms([*arguments, "--counts", *counts]) == 0
     return folder

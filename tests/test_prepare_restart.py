@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from raw_trees import make_chexpert, make_covidx, make_mimic, make_rsna, replace, write_picture
 
+import data_scripts.conversion
 import data_scripts.preparation
 from data_scripts import prepare_chexpert, prepare_covidx, prepare_mimic_cxr, prepare_rsna
+from data_scripts.conversion import _convert_one
 from data_scripts.images import write_image
-from data_scripts.preparation import _convert_one
 from mgca_lib.data.studies import DatasetError, load_studies
 
 OPTIONS = {"size": 32, "quiet": True, "workers": 2}
@@ -73,14 +75,14 @@ def test_interrupt_and_run_again(tmp_path, monkeypatch, capsys, script, make):
     arguments = ["--raw", str(raw), "--out", str(tmp_path / "out"), "--size", "32", "--workers", "1"]
     done = []
 
-    def interrupted(candidate, state):
+    def interrupted(candidate, journal):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(candidate)
-        return _convert_one(candidate, state)
+        return _convert_one(candidate, journal)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data_scripts.preparation, "_convert_one", interrupted)
+        patch.setattr(data_scripts.conversion, "_convert_one", interrupted)
         assert script.main(arguments) == 130
     assert "goes on where it stopped" in capsys.readouterr().err
     assert not (tmp_path / "out/card.json").exists()
@@ -180,7 +182,7 @@ def test_left_over_temporary_files_are_removed(tmp_path):
     before = contents(tmp_path / "out")
     (tmp_path / "out/images/.half.jpg.123.part").write_bytes(b"x")
     (tmp_path / "out/images/old").mkdir()
-    write_image(tmp_path / "out/images/old/image.jpg", data_scripts.preparation.np.zeros((4, 4), dtype="uint8"))
+    write_image(tmp_path / "out/images/old/image.jpg", np.zeros((4, 4), dtype="uint8"))
     with (tmp_path / "out/preparation/journal.jsonl").open("a") as stream:
         stream.write('{"image": "images/tr')
     prepare_covidx.prepare(raw, tmp_path / "out", **OPTIONS)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_scripts.phantom.cases import Case
-from data_scripts.phantom.projection import Array, Frame, Solids, lookup, smoothstep
+from data_scripts.phantom.cases import RIBS, Case
+from data_scripts.phantom.projection import Array, Frame, Solids, bounding_box, lookup, smoothstep, spread
 
 SIDES = {"right": -1.0, "left": 1.0}
 LUNG_DENSITY = 0.21
@@ -236,12 +236,14 @@ def build_anatomy(case: Case, body: Body, frame: Frame, x: Array, y: Array, rng:
         y: Likewise.
         rng: Source of the details: vessel trees, bowel gas.
     """
-    mediastinum, heart = _mediastinum(body, x, y)
+    coarse = frame.coarse()
+    slow_x, slow_y = coarse.grid() if coarse.size < frame.size else (x, y)
+    mediastinum, heart = _mediastinum(body, coarse, slow_x, slow_y, rng)
     # The heart beats during the exposure: its borders are never razor-sharp.
-    mediastinum = frame.blur(mediastinum, 0.16)
-    lungs = {side: _lung(body, side, x, y, mediastinum) for side in SIDES}
+    mediastinum = frame.enlarge(coarse.blur(mediastinum, 0.16 if coarse.size == frame.size else 0.10))
+    lungs = {side: _lung(case, body, side, x, y, mediastinum) for side in SIDES}
     skeleton = Solids(frame)
-    _ribs(body, skeleton, rng)
+    _ribs(case, body, skeleton, rng)
     _shoulder_girdle(body, skeleton, rng)
     if "aortic calcification" in case.incidentals:
         _aortic_calcification(body, skeleton, rng)
@@ -249,25 +251,39 @@ def build_anatomy(case: Case, body: Body, frame: Frame, x: Array, y: Array, rng:
     bone = skeleton.thickness() + plates
     # Where a rib runs along the ray its cortex is not as thick as the tube model says.
     bone = bone / (1.0 + 0.35 * bone)
-    towards_left = smoothstep(-2.5, 2.5, x)
-    below = towards_left * lungs["left"].below + (1.0 - towards_left) * lungs["right"].below
+    heart = frame.enlarge(heart) > 0.015
+    rows, columns = bounding_box(heart)
+    towards_left = smoothstep(-2.5, 2.5, x[rows, columns])
+    below = (lungs[side].below[rows, columns] for side in ("right", "left"))
+    heart[rows, columns] &= _blend(*below, towards_left) < 0.4
+    soft = _trunk(case, body, slow_x, slow_y, rng)
+    if coarse.size < frame.size:
+        # The steps of large pixels must not show along the skin.
+        soft = frame.enlarge(coarse.blur(soft, 0.6 * coarse.pixel))
     return Anatomy(
-        soft=_trunk(case, body, x, y, rng),
-        airway=_airways(body, frame) + _abdominal_gas(case, body, x, y, rng),
+        soft=soft,
+        airway=_airways(body, frame) + frame.enlarge(_abdomen(case, body, coarse, slow_x, slow_y, rng)),
         bone=body.bone * (bone + _spine(case, body, x, y)),
         vessels=_vessels(body, frame, rng, lungs),
         lungs=lungs,
-        heart=heart & (below < 0.4),
+        heart=heart,
     )
+
+
+def _blend(first: Array, second: Array, share: Array) -> Array:
+    return first + share * (second - first)
 
 
 def _ellipse(x: Array, y: Array, centre: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> Array:
     """1 - r^2 of an ellipse, clipped at 0: the square of a solid ellipsoid's relative thickness."""
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     dx, dy = x - float(centre[0]), y - float(centre[1])
-    along = (cos * dx + sin * dy) / float(radii[0])
-    across = (cos * dy - sin * dx) / float(radii[1])
-    return np.clip(1.0 - along * along - across * across, 0.0, None)
+    along = dx * (cos / float(radii[0])) + dy * (sin / float(radii[0]))
+    across = dy * (cos / float(radii[1])) - dx * (sin / float(radii[1]))
+    along *= along
+    across *= across
+    along += across
+    return np.maximum(np.float32(1.0) - along, np.float32(0.0))
 
 
 def heart_centre(body: Body) -> tuple[float, float]:
@@ -277,8 +293,10 @@ def heart_centre(body: Body) -> tuple[float, float]:
     return 2.5 * body.heart + 3.0 * body.turn, low - 3.9 * min(body.heart, room / 10.0)
 
 
-def _mediastinum(body: Body, x: Array, y: Array) -> tuple[Array, Array]:
-    """Thickness of heart and great vessels in cm, and the heart's outline."""
+def _mediastinum(body: Body, frame: Frame, x: Array, y: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Thickness of heart and great vessels in cm, and the heart: above 0.015 inside its outline."""
+    # No outline is as smooth as the solids it is made of.
+    x = x + np.float32(0.13) * frame.noise(rng, 2.0) + np.float32(0.07) * frame.noise(rng, 1.0)
     scale = body.heart
     cx, cy = heart_centre(body)
     shift = 3.0 * body.turn
@@ -292,20 +310,33 @@ def _mediastinum(body: Body, x: Array, y: Array) -> tuple[Array, Array]:
     reach = cy - arch
     base = _ellipse(x, y, (shift + 0.7, cy - 0.4 * reach), (2.9 * scale**0.5, 0.6 * reach), -0.2)
     chambers = np.sqrt(np.sqrt(ventricle * ventricle + atrium * atrium + base * base))
-    knob = np.sqrt(_ellipse(x, y, (1.9 + shift * 0.3, arch), (body.aorta, body.aorta * 1.08)))
-    pulmonary = np.sqrt(_ellipse(x, y, (shift + 1.7, arch + 3.0), (2.0, 2.3)))
+    knob = np.sqrt(_ellipse(x, y, (2.35 + shift * 0.3, arch), (body.aorta, body.aorta * 1.05)))
+    pulmonary = np.sqrt(_ellipse(x, y, (shift + 1.7, arch + 3.5), (2.05, 1.9)))
+    azygos = _ellipse(x, y, (shift * 0.5 - 2.3, body.carina - 0.5), (0.85, 1.05))
     half = lookup(y, [-4, 0, 3, arch, cy - 3, cy], [4.4, 3.2, 2.75, 2.6, 2.7, 2.2])
-    band = _column((x - (shift * 0.5 - 0.3) - 0.15 * np.sin(0.5 * y)) / half)
+    # Below the arch the left border falls back: the aortopulmonary window.
+    window = 0.7 * np.exp(-(((y - arch - 2.0) / 1.1) ** 2))
+    band = _column((x - (shift * 0.5 - 0.3) - 0.15 * np.sin(0.5 * y) + window) / half)
     band = band * smoothstep(cy + 1.0, cy - 5.0, y)
     spine = spine_centre(body, y).astype(np.float32)
     bulge = 0.3 * np.sin(0.25 * y)
     descending = _column((x - 1.4 - 0.2 * body.aorta - 0.6 * spine - bulge) / 1.25)
     descending = descending * smoothstep(arch - 0.5, arch + 1.5, y)
-    front = 13.0 * np.sqrt(scale) * chambers
+    cava = _column((x - 0.6 * shift + 2.05) / 1.15) * smoothstep(1.5, 4.5, y) * smoothstep(cy, cy - 3.0, y)
+    subclavian = _column((x - 0.3 * shift - 2.0) / 1.0) * smoothstep(-2.0, 1.0, y) * smoothstep(arch, arch - 2.0, y)
+    front = 13.0 * scale**0.5 * chambers
     vessels = 5.5 * band
     thickness = np.sqrt(front * front + vessels * vessels)
-    thickness += 4.0 * knob + 3.0 * pulmonary + 2.0 * descending + 1.5 * _column((x - spine) / 1.8)
-    return thickness.astype(np.float32), (ventricle > 0.015) | (atrium > 0.015)
+    thickness += (
+        5.2 * knob
+        + 3.4 * pulmonary
+        + 1.5 * azygos
+        + 1.5 * cava
+        + 1.2 * subclavian
+        + 2.0 * descending
+        + 1.5 * _column((x - spine) / 1.8)
+    )
+    return thickness, np.maximum(ventricle, atrium)
 
 
 def _column(across: Array) -> Array:
@@ -313,33 +344,58 @@ def _column(across: Array) -> Array:
     return np.sqrt(np.clip(1.0 - across * across, 0.0, None))
 
 
-def _lung(body: Body, side: str, x: Array, y: Array, mediastinum: Array) -> Lung:
+def _lung(case: Case, body: Body, side: str, x: Array, y: Array, mediastinum: Array) -> Lung:
     index = 0 if side == "right" else 1
     sign = np.float32(SIDES[side])
-    knots = _HEIGHT_KNOTS * body.height
-    lateral = lookup(y, knots, body.width * body.lateral[index])
-    medial = lookup(y, knots, body.width * body.medial[index])
-    across = (sign * x - medial) / np.maximum(lateral - medial, np.float32(1e-3))
-    inside = (across > 0.0) & (across < 1.0) & (y > 0.0)
-    u = np.clip(across, 0.0, 1.0)
-    depth = 2.0 * body.depth * np.array([0.26, 0.52, 0.86, 1.0, 1.0])
-    depth = lookup(y, body.height * np.array([0.0, 0.1, 0.3, 0.55, 1.0]), depth)
-    chord = np.where(inside, depth * lookup(u, _ACROSS, _PROFILE), np.float32(0.0))
     room = max(body.height - body.dome[index], 1.5)
     sag = room * 1.02 * np.clip((_ACROSS - 0.42) / 0.58, 0.0, None) ** 2.6
     sag += (1.6 if index == 0 else 0.9) * np.clip((0.42 - _ACROSS) / 0.42, 0.0, None) ** 1.6
-    below = y - np.float32(body.dome[index]) - lookup(u, _ACROSS, sag)
-    chord = chord * lookup(below, _SULCUS, _BEHIND_DOME)
+    below = y - np.float32(body.dome[index] + sag[0])
+    across = np.full_like(x, -1.0)
+    chord, air = np.zeros_like(x), np.zeros_like(x)
+    field = np.zeros(x.shape, bool)
+    # A lung stays on its side of the body, between its apex and the lowest sulcus.
+    box = bounding_box((sign * x > -2.6) & (y > -0.2) & (y < body.height + 6.0))
+    x, y = x[box], y[box]
+    knots = _HEIGHT_KNOTS * body.height
+    lateral = lookup(y, knots, body.width * body.lateral[index])
+    medial = lookup(y, knots, body.width * body.medial[index])
+    lateral -= medial
+    u = (sign * x - medial) / np.maximum(lateral, np.float32(1e-3))
+    across[box] = u
+    inside = (u > 0.0) & (u < 1.0) & (y > 0.0)
+    np.maximum(u, np.float32(0.0), out=u)
+    np.minimum(u, np.float32(1.0), out=u)
+    depth = 2.0 * body.depth * np.array([0.26, 0.52, 0.86, 1.0, 1.0])
+    thick = lookup(y, body.height * np.array([0.0, 0.1, 0.3, 0.55, 1.0]), depth)
+    thick *= lookup(u, _ACROSS, _PROFILE)
+    thick *= inside
+    under = y - np.float32(body.dome[index]) - lookup(u, _ACROSS, sag)
+    below[box] = under
+    thick *= lookup(under, _SULCUS, _BEHIND_DOME)
+    chord[box] = thick
     # The heart rests on the diaphragm; it takes no room from the lung behind the dome.
-    air = np.clip(chord - mediastinum * smoothstep(0.7, -0.3, below), 0.0, None)
-    return Lung(
-        side=side,
-        across=across,
-        below=below,
-        chord=chord,
-        air=air,
-        field=inside & (below < 0.0),
-    )
+    thick -= mediastinum[box] * smoothstep(0.7, -0.3, under)
+    if rind := _rind(case, side):
+        wall = (1.0 - u) * lateral + 0.12 * np.sin(1.9 * y + body.spine_bend[1])
+        if rind == "apical":
+            # The cap follows the top of the lung inside the chest wall.
+            depth = 1.0 / np.sqrt(1.0 / np.maximum(wall, 0.1) ** 2 + 1.0 / np.maximum(y, 0.1) ** 2)
+            cap = smoothstep(1.65, 1.15, depth) * smoothstep(5.5, 3.0, y)
+        else:
+            cap = smoothstep(1.5, 1.1, wall) * smoothstep(0.25, 0.4, y / body.height)
+        thick *= np.float32(1.0) - np.float32(0.6) * cap
+    air[box] = np.maximum(thick, np.float32(0.0))
+    field[box] = inside & (under < 0.0)
+    return Lung(side=side, across=across, below=below, chord=chord, air=air, field=field)
+
+
+def _rind(case: Case, side: str) -> str:
+    """Where the pleura of this side is thickened: "apical", "lateral" or ""."""
+    for name in case.incidentals:
+        if name.endswith("pleural thickening") and name.split()[0] in (side, "biapical"):
+            return "lateral" if "lateral" in name else "apical"
+    return ""
 
 
 def _trunk(case: Case, body: Body, x: Array, y: Array, rng: np.random.Generator) -> Array:
@@ -391,13 +447,13 @@ def _breasts(case: Case, body: Body, x: Array, y: Array, rng: np.random.Generato
         )
         dx = (x - centre[0]) / (radius * 1.1)
         dy = y - centre[1]
-        dy = np.where(dy > 0, dy / (radius * 0.85), dy / (radius * 1.7))
-        shape = np.clip(1.0 - dx * dx - dy * dy, 0.0, None)
+        dy = np.maximum(dy * (1.0 / (radius * 0.85)), dy * (-1.0 / (radius * 1.7)))
+        shape = np.maximum(1.0 - dx * dx - dy * dy, np.float32(0.0))
         total += body.breast * (np.sqrt(shape * np.sqrt(shape)) if case.sex == "F" else shape)
-    return total.astype(np.float32)
+    return total
 
 
-def _ribs(body: Body, skeleton: Solids, rng: np.random.Generator) -> None:
+def _ribs(case: Case, body: Body, skeleton: Solids, rng: np.random.Generator) -> None:
     """Twelve pairs of ribs, each a bent tube of compact bone on the rib cage."""
     size = skeleton.frame.size
     number = np.arange(1, 13)
@@ -412,13 +468,13 @@ def _ribs(body: Body, skeleton: Solids, rng: np.random.Generator) -> None:
     last = np.deg2rad(last)
     first = np.deg2rad(9.0)
     half_height = np.interp(number, [1, 2, 5, 10, 12], [0.68, 0.65, 0.70, 0.66, 0.5])
-    along = np.linspace(0.0, 1.0, int(1.15 * size))
-    across = max(7, size // 24)
+    along = np.linspace(0.0, 1.0, size)
+    across = max(7, size // 28)
     t = (np.arange(across) + 0.5) * (2.0 / across) - 1.0
     # The cortex is one thin shell around marrow, so a ray through the rim passes more of it.
     shell = 0.24 / np.sqrt(1.08 - t * t) + 0.16 * np.sqrt(1.0 - t * t)
     shell = (shell * (2.0 / across)).astype(np.float32)
-    t = t.astype(np.float32)
+    t = spread(t.astype(np.float32), size)
     for side, sign in SIDES.items():
         y0 = start + rng.normal(0.0, 0.10, 12)
         fall = drop * rng.normal(1.0, 0.03, 12)
@@ -433,6 +489,14 @@ def _ribs(body: Body, skeleton: Solids, rng: np.random.Generator) -> None:
         x = sign * reach[:, None] * sin + (z + 3.0 * (1 + cos)) * body.turn
         x = x + spine_centre(body, y0)[:, None] * back
         y = y0[:, None] + fall[:, None] * (1.0 - back) - lift
+        callus = np.zeros_like(x)
+        for name in case.incidentals:
+            if name.startswith(side) and name.endswith("rib fracture"):
+                broken = RIBS[name.split()[1]] - 1
+                # The outer end healed lower than the inner one, in a sleeve of new bone.
+                offset = (phi[broken] - np.deg2rad(46.0)) * body.width
+                callus[broken] = np.exp(-((offset / 0.9) ** 2))
+                y[broken] += 0.4 * np.tanh(offset / 0.6) * np.exp(-((offset / 4.0) ** 2))
         tx, ty, tz = (np.gradient(c, axis=1) for c in (x, y, z))
         length = np.sqrt(tx * tx + ty * ty + tz * tz) + 1e-9
         # The rib's tall axis lies in the rib cage, across the rib: tangent x outward normal.
@@ -444,16 +508,13 @@ def _ribs(body: Body, skeleton: Solids, rng: np.random.Generator) -> None:
         half = half_height[:, None] * np.interp(angle, [0.0, 0.1, 0.5, 0.8], [0.85, 1.0, 1.0, 1.18])
         fade = fade * np.interp(number, [8, 11, 12], [1.0, 0.6, 0.5])[:, None]
         fade = fade * np.clip((1.0 - along[None, :]) * 30.0, 0.0, 1.0)
-        mass = (length * half * fade).astype(np.float32)
+        half = half * (1.0 + 0.4 * callus)
+        mass = (length * half * fade * (1.0 + 2.3 * callus)).astype(np.float32)
         wide_x, wide_y = (
             (half * up_x / norm).astype(np.float32),
             (half * up_y / norm).astype(np.float32),
         )
-        skeleton.add(
-            x.astype(np.float32)[..., None] + wide_x[..., None] * t,
-            y.astype(np.float32)[..., None] + wide_y[..., None] * t,
-            mass[..., None] * shell,
-        )
+        skeleton.add(x.astype(np.float32), y.astype(np.float32), (wide_x, wide_y), t, mass[..., None] * shell)
 
 
 def _spine(case: Case, body: Body, x: Array, y: Array) -> Array:
@@ -504,8 +565,7 @@ def _shoulder_girdle(body: Body, skeleton: Solids, rng: np.random.Generator) -> 
         )
         along = np.linspace(0.0, 1.0, x.size)
         radius = np.interp(along, [0, 0.08, 0.25, 0.6, 0.85, 1.0], [0.35, 0.66, 0.62, 0.56, 0.68, 0.5])
-        skeleton.tube(x, y, radius, wall=0.3, weight=1.6)
-        skeleton.tube(x, y, radius, weight=0.35)
+        skeleton.tube(x, y, radius, wall=0.38, weight=1.7)
         angle = body.arm_angle[index]
         sin, cos = sign * np.sin(angle), np.cos(angle)
         head = (sign * (joint + 0.6), height + 0.6)
@@ -592,31 +652,65 @@ def _airways(body: Body, frame: Frame) -> Array:
     return airways.thickness()
 
 
-def _abdominal_gas(case: Case, body: Body, x: Array, y: Array, rng: np.random.Generator) -> Array:
-    """Air in stomach and bowel, cm."""
+def _abdomen(case: Case, body: Body, frame: Frame, x: Array, y: Array, rng: np.random.Generator) -> Array:
+    """Gas in stomach and bowel, and fat below liver and spleen as the gas that would absorb as little, cm."""
     full, level = rng.random(), rng.random()
     radii = (rng.uniform(1.6, 3.8), rng.uniform(1.0, 2.2))
     centre = (rng.uniform(4.5, 7.5), body.dome[1] + radii[1] + rng.uniform(0.6, 1.3))
-    tilt = rng.normal(0.0, 0.15)
+    tilt = rng.normal(0.0, 0.25)
     floor = centre[1] + rng.uniform(-0.1, 0.6) * radii[1]
-    loops = int(rng.integers(0, 7))
-    start = rng.uniform(-9.0, 9.0)
+    edge, slope = body.dome[0] + rng.uniform(6.5, 12.0), rng.uniform(0.25, 0.6)
+    spleen = (rng.uniform(8.5, 10.5), body.dome[1] + rng.uniform(4.0, 5.5))
+    fat = rng.uniform(0.6, 2.0)
+    rough = frame.noise(rng, 2.0)
+    wrinkles = frame.noise(rng, 1.0)
     out = np.zeros_like(x)
+    loops = _bowel(body, rng)
     rows = np.nonzero((y > min(body.dome)).any(axis=1))[0]
     if rows.size == 0:
         return out
     abdomen = slice(int(rows[0]), None)
     x, y, gas = x[abdomen], y[abdomen], out[abdomen]
+    rough, wrinkles = rough[abdomen], wrinkles[abdomen]
+    liver = y - edge + slope * (x + 9.0) + 0.4 * rough
+    below = smoothstep(-0.2, 0.9, liver) * smoothstep(0.0, 0.25, 1.0 - _ellipse(x, y, spleen, (3.6, 4.8), 0.3) * 2.2)
+    below *= smoothstep(1.5, 4.0, y - np.float32(body.dome[1]))
+    gas += fat * below * (1.0 + 0.35 * rough + 0.2 * wrinkles)
     if full < 0.72:
-        stomach = 5.5 * np.sqrt(_ellipse(x, y, centre, radii, tilt))
+        # Folds and remains of food make the bubble's outline uneven.
+        bent_x, bent_y = x + 0.22 * wrinkles, y + 0.3 * rough
+        stomach = 5.5 * np.sqrt(_ellipse(bent_x, bent_y, centre, radii, tilt))
         if level < 0.45 and not case.supine:
-            stomach *= smoothstep(floor + 0.1, floor - 0.1, y)
-        gas += stomach
-    for _ in range(loops):
-        where = (start + rng.normal(0.0, 3.5), max(body.dome) + rng.uniform(6.0, 12.0))
-        size = (rng.uniform(0.6, 1.8), rng.uniform(0.5, 1.1))
-        gas += rng.uniform(0.6, 2.2) * _ellipse(x, y, where, size, rng.uniform(-0.6, 0.6))
+            stomach *= smoothstep(floor + 0.12, floor - 0.12, y)
+        gas += stomach * (1.0 + 0.08 * wrinkles)
+    for place, size, angle, amount in loops:
+        bubble = amount * _ellipse(x + 0.2 * wrinkles, y + 0.2 * rough, place, size, angle)
+        np.maximum(gas, bubble, out=gas)
     return out
+
+
+def _bowel(body: Body, rng: np.random.Generator) -> list[tuple[tuple[float, float], tuple[float, float], float, float]]:
+    """Gas-filled pouches of the colon and loops of the gut: place, radii, angle, thickness, in cm."""
+    low = max(body.dome)
+    loops = []
+    # The left flexure of the colon climbs beside the stomach; the right one stays below the liver.
+    for chance, px, py in ((0.5, rng.uniform(7.5, 10.0), 3.0), (0.35, rng.uniform(-9.5, -6.0), 9.0)):
+        heading = rng.uniform(0.6, 2.4)
+        py += low + rng.uniform(0.0, 2.5)
+        shown = rng.random() < chance
+        for _ in range(int(rng.integers(3, 7))):
+            size = rng.uniform(0.6, 1.2)
+            if shown:
+                loops.append(((px, py), (size, size * rng.uniform(0.7, 1.0)), heading, rng.uniform(1.2, 3.2)))
+            px, py = px + 1.3 * size * float(np.cos(heading)), py + 1.3 * size * float(np.sin(heading))
+            heading += rng.normal(0.0, 0.45)
+    start = rng.uniform(-9.0, 9.0)
+    for _ in range(int(rng.integers(0, 7))):
+        where = (start + rng.normal(0.0, 3.5), low + rng.uniform(6.0, 12.0))
+        loops.append(
+            (where, (rng.uniform(0.6, 1.8), rng.uniform(0.5, 1.1)), rng.uniform(-0.6, 0.6), rng.uniform(0.6, 2.2))
+        )
+    return loops
 
 
 # Lobar vessels: angle from the horizontal (degrees, downwards positive) and radius in cm; the lower
@@ -639,23 +733,31 @@ def _vessels(body: Body, frame: Frame, rng: np.random.Generator, lungs: dict[str
     root_y = np.where(upper, top, top + 1.4 + 1.2 * (angle > 0.9)) + rng.normal(0, 0.3, 2 * trunks)
     root_x = np.where(upper, 3.0, 3.7) + rng.normal(0.0, 0.25, 2 * trunks)
     length = 0.17 * (np.where(left, body.dome[1], body.dome[0]) - top) + 0.5
+    fine = 0.7 * frame.pixel
     for generation in range(7):
         count = angle.size
-        spacing = (0.5 if generation < 2 else 0.75) * frame.pixel
+        # In the order of their radius, so that tubes with as many samples lie together.
+        order = np.argsort(radius, kind="stable")
+        root_x, root_y, angle, left, radius, length = (
+            branches[order] for branches in (root_x, root_y, angle, left, radius, length)
+        )
+        spacing = (0.55 if generation < 2 else 0.85) * frame.pixel
         steps = int(np.clip(float(length.max()) / spacing, 6, 200))
         s = np.linspace(0.0, 1.0, steps, dtype=np.float32)[None, :]
-        bend = rng.normal(0.0, 0.28, count).astype(np.float32)[:, None]
+        bend = rng.normal(0.0, 0.28, count).astype(np.float32)
         squeeze = np.cos(rng.normal(0.0, 0.5, count))
-        heading = angle[:, None] + bend * (s - 0.3)
-        step = (length * squeeze / (steps - 1)).astype(np.float32)[:, None]
-        x = root_x.astype(np.float32)[:, None] + np.cumsum(np.cos(heading) * step, axis=1)
-        y = root_y.astype(np.float32)[:, None] + np.cumsum(np.sin(heading) * step, axis=1)
-        end_x, end_y, end_angle = x[:, -1], y[:, -1], heading[:, -1]
-        x = np.where(left[:, None], x, -x)
-        fine = 0.7 * frame.pixel
-        for low, high, across in ((0.0, fine, 2), (fine, 2.0 * fine, 0), (2.0 * fine, 9.0, 0)):
-            chosen = (radius >= low) & (radius < high)
-            if chosen.any():
+        # The heading turns by `bend` from root to end: a parabola, as the turn is small.
+        reach = (length * squeeze).astype(np.float32)
+        cos, sin = reach * np.cos(angle), reach * np.sin(angle)
+        x = (cos + 0.3 * bend * sin)[:, None] * s - (0.5 * bend * sin)[:, None] * (s * s)
+        y = (sin - 0.3 * bend * cos)[:, None] * s + (0.5 * bend * cos)[:, None] * (s * s)
+        x += root_x.astype(np.float32)[:, None]
+        y += root_y.astype(np.float32)[:, None]
+        end_x, end_y, end_angle = x[:, -1], y[:, -1], angle + 0.7 * bend
+        x = x * np.where(left, np.float32(1.0), np.float32(-1.0))[:, None]
+        thin, middle = (int(bound) for bound in np.searchsorted(radius, (fine, 2.0 * fine)))
+        for chosen, across in ((slice(thin), 2), (slice(thin, middle), 0), (slice(middle, None), 0)):
+            if radius[chosen].size:
                 tree.tube(x[chosen], y[chosen], radius[chosen, None] * (1.0 - 0.16 * s), across=across)
         turn = rng.choice([-1.0, 1.0], count)
         main = end_angle - turn * np.deg2rad(np.abs(rng.normal(12.0, 6.0, count)))
@@ -686,5 +788,10 @@ def _vessels(body: Body, frame: Frame, rng: np.random.Generator, lungs: dict[str
         px, py = frame.curve(path)
         radius = np.interp(np.linspace(0.0, 1.0, px.size), [0.0, 0.55, 1.0], radii)
         tree.tube(px, py, radius * rng.normal(0.85, 0.1), weight=0.6)
-    air = lungs["right"].air + lungs["left"].air
-    return 1.9 * tree.thickness() * np.clip((air - 1.0) / 9.0, 0.0, 1.0)
+    aerated = lungs["right"].air + lungs["left"].air
+    aerated -= np.float32(1.0)
+    aerated *= np.float32(1.0 / 9.0)
+    np.minimum(np.maximum(aerated, np.float32(0.0), out=aerated), np.float32(1.0), out=aerated)
+    aerated *= tree.thickness()
+    aerated *= np.float32(1.9)
+    return aerated

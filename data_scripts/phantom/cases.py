@@ -53,7 +53,24 @@ DEVICES = (
 FOREIGN_OBJECTS = ("coin", "button", "necklace", "safety pin", "hair clip", "earring", "key")
 HABITUS = ("thin", "average", "heavy", "obese")
 INSPIRATION = ("low", "normal", "hyperinflated")
-INCIDENTALS = ("tortuous aorta", "aortic calcification", "scoliosis", "degenerative spine")
+RIBS = {"fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8}
+# Old and healed, so they stay on every later film of the patient.
+RIB_FRACTURES = tuple(f"{side} {rib} rib fracture" for side in ("left", "right") for rib in RIBS)
+PLEURAL_THICKENINGS = (
+    "biapical pleural thickening",
+    "left apical pleural thickening",
+    "right apical pleural thickening",
+    "left lateral pleural thickening",
+    "right lateral pleural thickening",
+)
+INCIDENTALS = (
+    "tortuous aorta",
+    "aortic calcification",
+    "scoliosis",
+    "degenerative spine",
+    *RIB_FRACTURES,
+    *PLEURAL_THICKENINGS,
+)
 
 # Loadings of each finding on three latent factors: heart failure, infection, bed rest.
 _LOADINGS = {
@@ -105,7 +122,8 @@ class Case:
         inspiration: One of `INSPIRATION`; "low" means low lung volumes.
         rotation: Turn of the trunk in degrees; positive moves the front to the patient's left.
         supine: True if the patient lies; only with AP.
-        incidentals: Subset of `INCIDENTALS`; not findings, have no mask.
+        incidentals: Subset of `INCIDENTALS`; not findings, have no mask. At most one of `RIB_FRACTURES` and
+            one of `PLEURAL_THICKENINGS`; their names say where they are.
     """
 
     sex: str
@@ -256,5 +274,10 @@ def _draw_incidentals(rng: np.random.Generator, age: int) -> tuple[str, ...]:
         "scoliosis": 0.08,
         "degenerative spine": 0.45 * elder,
     }
-    draw = rng.random(len(INCIDENTALS))
-    return tuple(name for name, chance in zip(INCIDENTALS, draw, strict=True) if chance < probability[name])
+    draw = rng.random(len(probability))
+    drawn = [name for name, chance in zip(probability, draw, strict=True) if chance < probability[name]]
+    for names, share in ((RIB_FRACTURES, 0.025 + 0.02 * elder), (PLEURAL_THICKENINGS, 0.025 + 0.03 * elder)):
+        chance, which = rng.random(), int(rng.integers(len(names)))
+        if chance < share:
+            drawn.append(names[which])
+    return tuple(drawn)

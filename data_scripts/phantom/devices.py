@@ -6,7 +6,7 @@ import numpy as np
 
 from data_scripts.phantom.anatomy import SIDES, heart_centre
 from data_scripts.phantom.pathology import Scene
-from data_scripts.phantom.projection import Array, smoothstep, tube_thickness
+from data_scripts.phantom.projection import Array, Solids, smoothstep, tube_thickness
 
 
 def device_metal(name: str, scene: Scene, rng: np.random.Generator) -> Array:
@@ -121,24 +121,26 @@ def _pacemaker(scene: Scene, rng: np.random.Generator) -> Array:
 
 
 def _sternal_wires(scene: Scene, rng: np.random.Generator) -> Array:
-    total = np.zeros_like(scene.x)
+    wires = Solids(scene.frame)
     front = 8.5 * scene.body.turn
     count = int(rng.integers(5, 8))
     bottom = 0.86 * min(scene.body.dome)
-    for y in np.linspace(4.2, bottom, count):
+    theta = np.linspace(0.0, 2 * np.pi, 60, dtype=np.float32)
+    for y in np.linspace(4.2, bottom, count).tolist():
         width, tall = rng.uniform(0.7, 1.0), rng.uniform(0.25, 0.45)
-        theta = np.linspace(0.0, 2 * np.pi, 60)
         lean = rng.normal(0.0, 0.15)
         px = front + rng.normal(0.0, 0.12) + width * np.cos(theta)
         py = y + tall * np.sin(theta) + lean * np.cos(theta)
-        total += 1.2 * tube_thickness(scene.frame, px.astype(np.float32), py.astype(np.float32), 0.05)
+        wires.tube(px, py, 0.05, weight=1.2)
         knot = (front + rng.normal(0.0, 0.2), y - tall)
-        total += 0.5 * _line(scene, [knot, (knot[0] + rng.normal(0.0, 0.2), knot[1] - 0.45)], 0.09)
-    return total
+        tail = (knot[0] + rng.normal(0.0, 0.2), knot[1] - 0.45)
+        wires.tube(*scene.frame.curve([knot, tail]), 0.09, weight=0.5)
+    return wires.thickness()
 
 
 def _ecg_leads(scene: Scene, rng: np.random.Generator) -> Array:
     total = np.zeros_like(scene.x)
+    wires = Solids(scene.frame)
     width, dome = scene.body.width, max(scene.body.dome)
     spots = [(-0.82, 0.12), (0.82, 0.12), (-0.8, 0.95), (0.85, 0.95), (0.1, 0.55)]
     exit_x = rng.uniform(-1.0, 1.0) * width
@@ -147,18 +149,19 @@ def _ecg_leads(scene: Scene, rng: np.random.Generator) -> Array:
             continue
         x = across * width + rng.normal(0.0, 1.6)
         y = down * dome + rng.normal(0.0, 2.2)
-        distance = np.hypot(scene.x - x, scene.y - y)
-        total += 0.15 * smoothstep(0.05, -0.05, np.abs(distance - 0.42) - 0.14)
-        total += 0.012 * smoothstep(0.1, -0.1, distance - 1.4)
+        box = scene.around((x, y), 1.6)
+        distance = np.hypot(scene.x[box] - x, scene.y[box] - y)
+        total[box] += 0.15 * smoothstep(0.05, -0.05, np.abs(distance - 0.42) - 0.14)
+        total[box] += 0.012 * smoothstep(0.1, -0.1, distance - 1.4)
         down_end = scene.frame.field_of_view if rng.random() < 0.6 else -12.0
         middle = (
             0.5 * (x + exit_x) + rng.normal(0.0, 2.5),
             0.5 * (y + down_end) + rng.normal(0.0, 2.0),
         )
-        near = (x + rng.normal(0.0, 1.0), y + np.sign(down_end) * rng.uniform(1.0, 2.5))
+        near = (x + rng.normal(0.0, 1.0), y + float(np.sign(down_end)) * rng.uniform(1.0, 2.5))
         end = (exit_x + rng.normal(0.0, 1.5), down_end)
-        total += 0.30 * _line(scene, [(x, y), near, middle, end], 0.085)
-    return total
+        wires.tube(*scene.frame.curve([(x, y), near, middle, end]), 0.085, weight=0.30)
+    return total + wires.thickness()
 
 
 _DRAW = {

@@ -34,6 +34,8 @@ def chexpert_labels(report: PhantomReport, devices: Sequence[str] = ()) -> dict[
         value = 0.0 if phrase.negated else -1.0 if phrase.uncertain else 1.0
         for name in phrase.classes:
             state(name, value)
+    for name in report.incidental_classes:
+        state(name, 1.0)
     for name in lexicon.OPACITY_CLASSES:
         if labels[name] in (1.0, -1.0):
             state("Lung Opacity", labels[name])
@@ -50,7 +52,8 @@ def expert_labels(case: Case) -> dict[str, float]:
 
     Parents follow their children as in the CheXpert hierarchy: Enlarged Cardiomediastinum from Cardiomegaly, and
     Lung Opacity from Lung Lesion, Edema, Consolidation, Pneumonia and Atelectasis. COVID-like opacities are
-    Pneumonia. No Finding is 1 if no class but Support Devices is.
+    Pneumonia, old rib fractures are Fracture, thickened pleura is Pleural Other. No Finding is 1 if no class but
+    Support Devices is.
 
     >>> from data_scripts.phantom.cases import Case, Finding
     >>> labels = expert_labels(Case("M", 50, "AP", (Finding("cardiomegaly", "", "", "mild"),)))
@@ -62,6 +65,9 @@ def expert_labels(case: Case) -> dict[str, float]:
         present.update(lexicon.CLASSES_OF_FINDING[finding.name])
         if finding.name == "covid-like opacities":
             present.add("Pneumonia")
+    for kind, name in lexicon.INCIDENTAL_CLASSES.items():
+        if any(incidental.endswith(kind) for incidental in case.incidentals):
+            present.add(name)
     if "Cardiomegaly" in present:
         present.add("Enlarged Cardiomediastinum")
     if present & set(lexicon.OPACITY_CLASSES):

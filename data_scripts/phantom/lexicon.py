@@ -482,6 +482,21 @@ INCIDENTAL_SENTENCES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Incidentals that are CheXpert classes of their own; {p} is what and where.
+INCIDENTAL_CLASSES: dict[str, str] = {"rib fracture": "Fracture", "pleural thickening": "Pleural Other"}
+FRACTURE_SENTENCES = (
+    "There is an old healed fracture of the {p}.",
+    "A healed fracture of the {p} is noted.",
+    "Old fracture deformity of the {p} is seen.",
+    "A remote healed fracture of the {p} is present.",
+)
+THICKENING_SENTENCES = (
+    "There is {p}.",
+    "Mild {p} is noted.",
+    "Chronic {p} is seen.",
+    "{p} is present.",
+)
+
 DEVICE_SENTENCES: dict[str, tuple[str, ...]] = {
     "endotracheal tube": (
         "The endotracheal tube terminates {cm} cm above the carina.",

@@ -62,12 +62,15 @@ class PhantomReport:
         findings: Text of the findings section, whitespace normalised; "" if the reader left it out.
         impression: Text of the impression, likewise.
         phrases: Every phrase that names or denies a finding, impression first, in reading order.
+        incidental_classes: CheXpert classes that the report states beside the case's findings: "Fracture" and
+            "Pleural Other". Nothing on the film is marked for them, so they have no phrase.
     """
 
     text: str
     findings: str
     impression: str
     phrases: tuple[Phrase, ...]
+    incidental_classes: tuple[str, ...] = ()
 
 
 class _Mention(NamedTuple):
@@ -218,6 +221,7 @@ class _Dictation:
         self.has_findings = layout >= 0.12
         self.has_impression = layout < 0.92
         self.names = {finding.name for finding in case.findings}
+        self.incidental_classes: set[str] = set()
         self._decide_mentions()
         self.severity = [self._severity_word(finding) for finding in case.findings]
         self.change = [self._change(finding) for finding in case.findings]
@@ -593,6 +597,7 @@ class _Dictation:
 
     def _pleura_topic(self, indices: Sequence[int], deny: list[str]) -> list[_Sentence]:
         sentences = self._statements(indices, impression=False)
+        sentences += self._incidental("pleural thickening", lexicon.THICKENING_SENTENCES)
         if indices and self.chance(0.15):
             one_sided = self._one_sided_denial()
             if one_sided:
@@ -628,12 +633,13 @@ class _Dictation:
         return sentences
 
     def _bones_topic(self) -> list[_Sentence]:
-        sentences: list[_Sentence] = []
+        fractured = any(name.endswith("rib fracture") for name in self.case.incidentals)
+        sentences = self._incidental("rib fracture", lexicon.FRACTURE_SENTENCES)
         spine = [name for name in ("scoliosis", "degenerative spine") if name in self.case.incidentals]
         for name in spine:
             if self.chance(0.6):
                 sentences.append([str(self.pick(lexicon.INCIDENTAL_SENTENCES[name]))])
-        if not spine and self.chance(0.9 * self.reader.detail):
+        if not spine and not fractured and self.chance(0.9 * self.reader.detail):
             if self.chance(0.2):
                 template = str(self.pick(lexicon.FRACTURE_NEGATED))
                 text = str(self.pick(("rib fracture", "fracture")))
@@ -644,6 +650,16 @@ class _Dictation:
         if self.chance(0.6 * self.reader.detail):
             sentences.append([str(self.pick(lexicon.ABDOMEN_NORMAL))])
         return sentences
+
+    def _incidental(self, kind: str, options: Sequence[str]) -> list[_Sentence]:
+        """A sentence about an old fracture or thickened pleura; readers pass over some."""
+        names = [name for name in self.case.incidentals if name.endswith(kind)]
+        if not names or not self.chance(0.85):
+            return []
+        self.incidental_classes.add(lexicon.INCIDENTAL_CLASSES[kind])
+        words = names[0].removesuffix(" fracture")
+        text = str(self.pick(options)).format(p=words)
+        return [[text[0].upper() + text[1:]]]
 
     def _devices_topic(self, foreign: Sequence[int]) -> list[_Sentence]:
         sentences = []
@@ -690,9 +706,9 @@ class _Dictation:
             self.rng.shuffle(deny)
             sentences.append(self._denial(deny[: 1 + int(self.chance(0.35))]))
         if not sentences or self.chance(0.9):
-            normal = [
-                t for t in templates.IMPRESSION_NORMAL if not (self.case.devices and t.startswith(("Normal", "Unrem")))
-            ]
+            kinds = tuple(lexicon.INCIDENTAL_CLASSES)
+            marked = self.case.devices or any(name.endswith(kinds) for name in self.case.incidentals)
+            normal = [t for t in templates.IMPRESSION_NORMAL if not (marked and t.startswith(("Normal", "Unrem")))]
             sentences.append([str(self.pick(normal))])
         if self.previous is not None and not self.previous.findings and self.chance(0.3):
             sentences.append(
@@ -720,7 +736,13 @@ class _Dictation:
         if self.has_findings:
             findings, in_findings = _assemble("findings", self._findings_section(), numbered=False)
         text = self._whole_text(findings, impression)
-        return PhantomReport(text, findings, impression, tuple(in_impression + in_findings))
+        return PhantomReport(
+            text,
+            findings,
+            impression,
+            tuple(in_impression + in_findings),
+            tuple(sorted(self.incidental_classes)),
+        )
 
     def _whole_text(self, findings: str, impression: str) -> str:
         bedside = self.case.view == "AP"
