@@ -3,6 +3,7 @@
 PROFILE ?= demo
 SEED ?= 42
 SEEDS ?= 43 44
+LAB ?=
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 BIN := .venv/bin
 COURSE := $(BIN)/python -m mgca_lib.course
@@ -42,8 +43,8 @@ _tests:
 	MGCA_SMOKE=required $(BIN)/python -m pytest $(SELECT) || status=1; \
 	exit $$status
 
-lab: $(STAMP) ## open JupyterLab on the course
-	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+lab: $(STAMP) ## open JupyterLab on the course (as root, in a container: LAB=--allow-root)
+	@$(BIN)/jupyter lab $(LAB) --ServerApp.ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 pair: $(STAMP) ## rewrite notebooks/*.ipynb from notebooks/*.py, outputs kept
 	@$(COURSE) pair

@@ -47,7 +47,7 @@ run
 # path.
 
 # %%
-from data_scripts.access import ACCESS, locate_raw
+from data_scripts.access import locate_raw
 
 given = {"mimic_cxr": RAW_MIMIC, "chexpert": RAW_CHEXPERT, "rsna": RAW_RSNA, "covidx": RAW_COVIDX}
 raw = locate_raw(run.raw, given, phantoms=run.profile != "paper")
