@@ -26,7 +26,8 @@ NEEDS = {
     "08_seeing_prototypes": ["06_pretraining"],
 }
 HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe"}  # these take all cores
-SEEDED = ["06_pretraining", "07_linear_probe", "08_seeing_prototypes"]  # repeated for further seeds, on the same data
+# Repeated for further seeds, on the same data.
+SEEDED = ["03_instance_alignment", "04_token_alignment", "06_pretraining", "07_linear_probe", "08_seeing_prototypes"]
 
 if not Path(DATA_ROOT, "prepared").is_dir():
     Path(OUTPUTS, "01_data_preparation", "metrics.json").unlink(missing_ok=True)  # the data were deleted: make them again

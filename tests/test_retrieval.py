@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgca_lib.evaluation.retrieval import chance_recall, retrieval_recall
+from mgca_lib.evaluation.retrieval import chance_precision, chance_recall, retrieval_precision, retrieval_recall
 
 
 def slow_rank(scores, correct):
@@ -115,3 +115,152 @@ def test_interval_draws_groups_together():
 def test_bad_input_is_refused(arguments, settings, message):
     with pytest.raises(ValueError, match=message):
         retrieval_recall(*arguments, **settings)
+
+
+def slow_precision(scores, labels, query, k, *, leave_out_own):
+    """Share of the first k after a full sort in which a wrong candidate of equal score comes first."""
+    candidates = [j for j in range(len(labels)) if not (leave_out_own and j == query)]
+    order = sorted(candidates, key=lambda j: (-scores[j], labels[j] == labels[query]))
+    return sum(labels[j] == labels[query] for j in order[:k]) / k
+
+
+@pytest.mark.parametrize("leave_out_own", [False, True])
+def test_precision_equals_a_slow_loop(leave_out_own):
+    torch.manual_seed(0)
+    image, report = torch.randn(40, 3).round() + 0.25, torch.randn(40, 3).round() + 0.25  # many ties
+    labels = [f"class {number}" for number in torch.randint(4, (40,)).tolist()]
+    settings = {"ks": (1, 6, 39), "leave_out_own": leave_out_own, "resamples": 20, "batch_size": 7}
+    result = retrieval_precision(image, report, labels=labels, **settings)
+    a, b = (torch.nn.functional.normalize(part.double(), dim=1) for part in (image, report))
+    for scores, values, interval in (
+        (a @ b.T, result.image_precisions, result.image_to_report),
+        (b @ a.T, result.report_precisions, result.report_to_image),
+    ):
+        rounded = (scores * 1e6).round().tolist()
+        assert len({score for row in rounded for score in row}) < 800  # there are ties to be counted
+        for k in (1, 6, 39):
+            expected = [slow_precision(rounded[i], labels, i, k, leave_out_own=leave_out_own) for i in range(40)]
+            np.testing.assert_allclose(values[k], expected, rtol=0, atol=1e-12)
+            assert interval[k].mean == pytest.approx(np.mean(expected), abs=1e-12)
+            assert interval[k].low <= interval[k].mean <= interval[k].high
+
+
+def test_hand_made_precision():
+    image = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    report = torch.tensor([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0]])
+    result = retrieval_precision(image, report, labels=["edema", "nodule", "edema"], ks=(1, 2, 3), resamples=10)
+    # image 0 ranks 0 1 2, image 1 ranks 2 1 0, image 2 ranks 1 0 2 (cosines .83, .77, .77 with a tie of 0 and 2)
+    assert result.image_precisions[1].tolist() == [1, 0, 0]
+    assert result.image_precisions[2].tolist() == [0.5, 0.5, 0.5]
+    np.testing.assert_allclose(result.image_precisions[3], [2 / 3, 1 / 3, 2 / 3], atol=1e-12)
+    # report 0 ranks 0 2 1; report 1 ranks 0 2 1; report 2 ranks 1 2 0
+    assert result.report_precisions[1].tolist() == [1, 0, 0]
+    assert result.report_precisions[2].tolist() == [1, 0, 0.5]
+
+
+def test_equal_texts_make_a_class():
+    torch.manual_seed(4)
+    image, report = torch.randn(12, 3), torch.randn(12, 3)
+    texts = [f"text {number % 5}" for number in range(12)]
+    by_text = retrieval_precision(image, report, texts=texts, ks=(3,), resamples=5)
+    numbers = torch.arange(12) % 5
+    for labels in (numbers, numbers.numpy(), numbers.tolist()):
+        by_label = retrieval_precision(image, report, labels=labels, ks=(3,), resamples=5)
+        np.testing.assert_array_equal(by_text.image_precisions[3], by_label.image_precisions[3])
+        assert by_text.chance == by_label.chance == (3 * 3 * 2 + 2 * 2 * 3) / 144
+
+
+def test_a_collapsed_encoder_has_no_precision_until_the_wrong_ones_are_used_up():
+    labels = ["edema"] * 6 + ["nodule"] * 4
+    result = retrieval_precision(torch.ones(10, 3), torch.ones(10, 3), labels=labels, ks=(4, 5, 10), resamples=5)
+    assert result.image_precisions[4].tolist() == [0] * 10
+    np.testing.assert_allclose(result.image_precisions[5], [1 / 5] * 6 + [0] * 4)  # 4 and 6 wrong ones come first
+    np.testing.assert_allclose(result.report_precisions[10], [0.6] * 6 + [0.4] * 4)
+
+
+def test_precision_does_not_depend_on_batches_norms_and_order():
+    torch.manual_seed(5)
+    image, report, labels = torch.randn(60, 5), torch.randn(60, 5), torch.arange(60) % 7
+    report[30:] = report[:30]  # equal candidates must tie in every batch
+    first = retrieval_precision(image, report, labels=labels, ks=(5, 20), resamples=5)
+    order = torch.randperm(60)
+    for size in (1, 13, 60):
+        other = retrieval_precision(
+            3 * image[order], 0.1 * report[order], labels=labels[order], ks=(20, 5), resamples=5, batch_size=size
+        )
+        for k in (5, 20):
+            np.testing.assert_array_equal(first.image_precisions[k][order], other.image_precisions[k])
+            np.testing.assert_array_equal(first.report_precisions[k][order], other.report_precisions[k])
+
+
+def test_leaving_out_the_own_partner_leaves_out_exactly_that():
+    kept = retrieval_precision(torch.eye(6), torch.eye(6), labels=[0, 0, 1, 1, 2, 2], ks=(1,), resamples=5)
+    left = retrieval_precision(
+        torch.eye(6), torch.eye(6), labels=[0, 0, 1, 1, 2, 2], ks=(1, 5), leave_out_own=True, resamples=5
+    )
+    assert kept.image_to_report[1].mean == 1
+    assert left.image_to_report[1].mean == 0  # the others all tie, and wrong ones come first
+    assert left.image_to_report[5].mean == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize("leave_out_own", [False, True])
+def test_chance_precision_equals_a_simulation(leave_out_own):
+    rng = np.random.default_rng(1)
+    labels = np.array(["edema"] * 9 + ["effusion"] * 5 + ["nodule"])
+    expected = chance_precision(labels, leave_out_own=leave_out_own)
+    values = []
+    for _ in range(6000):
+        query = rng.integers(15)
+        order = [j for j in rng.permutation(15) if not (leave_out_own and j == query)]
+        values.append(np.mean(labels[order[:4]] == labels[query]))
+    assert np.mean(values) == pytest.approx(expected, abs=4 * np.std(values) / np.sqrt(6000))
+
+
+def test_random_embeddings_reach_chance_precision():
+    torch.manual_seed(6)
+    labels = np.arange(250) % 5
+    result = retrieval_precision(torch.randn(250, 16), torch.randn(250, 16), labels=labels, ks=(10, 100))
+    assert result.chance == pytest.approx(0.2)
+    for precision in (*result.image_to_report.values(), *result.report_to_image.values()):
+        # queries share their candidates, so the interval over queries alone is a little too narrow
+        assert precision.mean == pytest.approx(0.2, abs=0.03)
+    grouped = retrieval_precision(
+        torch.randn(250, 4),
+        torch.randn(250, 4),
+        labels=labels,
+        ks=(5,),
+        groups=np.repeat(np.arange(50), 5),
+        resamples=5,
+    )
+    assert grouped.image_to_report[5].n == 50
+
+
+ONES = torch.ones(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((ONES, torch.ones(4, 2)), {"labels": [0, 1, 2]}, "one shape"),
+        ((ONES, torch.full((3, 2), torch.inf)), {"labels": [0, 1, 2]}, "not finite"),
+        ((ONES, ONES), {}, "either labels or texts"),
+        ((ONES, ONES), {"labels": [0, 1, 2], "texts": ["a", "b", "c"]}, "either labels or texts"),
+        ((ONES, ONES), {"labels": [0, 1]}, "2 labels for 3 pairs"),
+        ((ONES, ONES), {"texts": ["a"]}, "1 texts for 3 pairs"),
+        ((ONES, ONES), {"labels": [0.0, np.nan, 1.0]}, r"nan \(row 1\) is not one class"),
+        ((ONES, ONES), {"labels": ["a", "b", None]}, r"None \(row 2\) is not one class"),
+        ((ONES, ONES), {"labels": np.eye(3)}, r"\[1.0, 0.0, 0.0\] \(row 0\) is not one class"),
+        ((ONES, ONES), {"labels": [0, 1, 2], "ks": (0,)}, "from 1 to 3"),
+        ((ONES, ONES), {"labels": [0, 1, 2], "ks": (4,)}, "from 1 to 3"),
+        ((ONES, ONES), {"labels": [0, 1, 2], "ks": (3,), "leave_out_own": True}, "from 1 to 2"),
+        ((ONES, ONES), {"labels": [0, 1, 2], "ks": (1,), "groups": ["a"]}, "1 group names for 3"),
+    ],
+)
+def test_bad_input_of_precision_is_refused(arguments, settings, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval_precision(*arguments, **({"ks": (1,)} | settings))
+
+
+def test_chance_precision_needs_candidates():
+    with pytest.raises(ValueError, match="1 labels leave no candidate"):
+        chance_precision(["edema"], leave_out_own=True)

@@ -1,9 +1,12 @@
-"""Image-report retrieval: is a study's own report among the first K of the whole test set?
+"""Image-report retrieval: is a study's own report among the first K, and are the first K of its class?
 
 MGCA logs top-1 and top-5 accuracy inside a training batch, which depends on the batch size. Here every
 image is ranked against every report of the test set and the other way round. Reports of equal text count as
 equally correct: two normal films can carry the very same words, and no model can tell which of the two
 reports belongs to which.
+
+Precision at K asks for less than recall: do the first K reports speak of the image's disease? ConVIRT and GLoRIA
+report it; classes are exclusive there, as in CheXpert 5x200.
 """
 
 import math
@@ -38,6 +41,25 @@ class Retrieval:
     chance: dict[int, float]
     image_ranks: np.ndarray
     report_ranks: np.ndarray
+
+
+@dataclass(frozen=True)
+class RetrievalPrecision:
+    """Precision at K of one test set.
+
+    Attributes:
+        image_to_report: For each K, the mean share of the K most similar reports that are of the image's class.
+        report_to_image: For each K, the mean share of the K most similar images that are of the report's class.
+        chance: Expected precision of a random ranking, the same for every K and both directions.
+        image_precisions: For each K, the ``(N,)`` precision of each image.
+        report_precisions: For each K, the ``(N,)`` precision of each report.
+    """
+
+    image_to_report: dict[int, Interval]
+    report_to_image: dict[int, Interval]
+    chance: float
+    image_precisions: dict[int, np.ndarray]
+    report_precisions: dict[int, np.ndarray]
 
 
 def retrieval_recall(
@@ -126,6 +148,133 @@ def chance_recall(n: int, *, texts: Sequence[str] | None = None, ks: Sequence[in
         )
         chance[k] = round(total / n, 12)
     return chance
+
+
+def retrieval_precision(
+    image: Tensor,
+    report: Tensor,
+    *,
+    labels: Sequence[Hashable] | None = None,
+    texts: Sequence[str] | None = None,
+    ks: Sequence[int] = (5, 10, 100),
+    leave_out_own: bool = False,
+    groups: Sequence[Hashable] | None = None,
+    batch_size: int = 512,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> RetrievalPrecision:
+    """Precision at K over the whole test set, in both directions, with bootstrap intervals over queries.
+
+    The share of the first K candidates that are of the query's class. Of equal scores the wrong candidates come
+    first, as in `retrieval_recall`. Unlike BenchX, candidates are ranked over the whole test set, not inside
+    each batch.
+
+    Args:
+        image: ``(N, D)`` image embeddings, any norm (unit-normed here); row ``i`` belongs to report ``i``.
+        report: ``(N, D)`` report embeddings.
+        labels: The ``N`` classes, one a pair. Give either these or ``texts``.
+        texts: The ``N`` report texts; equal texts are then a class.
+        ks: Cut-offs between 1 and the number of candidates: with fewer than K candidates no ranking could reach
+            a precision of 1.
+        leave_out_own: Take each query's own partner out of its candidates. By default it stays, as in GLoRIA,
+            and finding it is one hit of the K.
+        groups: ``N`` names, for example patients, that are drawn together by the bootstrap.
+        batch_size: Queries compared at a time; the result does not depend on it.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: shapes differ, a value is not finite, a K does not fit, or the classes do not.
+
+    >>> image, report = torch.eye(3), torch.eye(3)[[0, 2, 1]]  # images 1 and 2 find each other's report
+    >>> result = retrieval_precision(image, report, labels=["edema", "nodule", "nodule"], ks=(1,), resamples=10)
+    >>> result.image_to_report[1].mean, round(result.chance, 3)  # chance (1/3 + 2/3 + 2/3) / 3
+    (1.0, 0.556)
+    """
+    image, report = torch.as_tensor(image), torch.as_tensor(report)
+    if image.shape != report.shape or image.ndim != 2 or not len(image):
+        raise ValueError(f"expected two embeddings of one shape (N, D), found {image.shape} and {report.shape}")
+    if not (torch.isfinite(image).all() and torch.isfinite(report).all()):
+        raise ValueError("an embedding is not finite; retrieval would rank it arbitrarily")
+    if (labels is None) == (texts is None):
+        raise ValueError("precision needs the class of each pair: give either labels or texts")
+    numbers = _class_numbers(labels if texts is None else texts)
+    n = len(image)
+    if len(numbers) != n:
+        raise ValueError(f"{len(numbers)} {'labels' if texts is None else 'texts'} for {n} pairs")
+    candidates = n - leave_out_own
+    if any(not 1 <= k <= candidates for k in ks):
+        raise ValueError(f"precision at K needs K from 1 to {candidates}, the number of candidates; found {tuple(ks)}")
+    image, report = (F.normalize(part.detach().cpu().double(), dim=-1) for part in (image, report))
+    chance = chance_precision(numbers, leave_out_own=leave_out_own)
+    intervals, precisions = [], []
+    for queries, others in ((image, report), (report, image)):
+        precisions.append(_precisions(queries, others, torch.tensor(numbers), ks, leave_out_own, batch_size))
+        intervals.append(
+            {
+                k: bootstrap_interval(
+                    lambda rows, values=values: values[rows].mean(), n, groups=groups, resamples=resamples, seed=seed
+                )
+                for k, values in precisions[-1].items()
+            }
+        )
+    return RetrievalPrecision(*intervals, chance, *precisions)
+
+
+def chance_precision(labels: Sequence[Hashable], *, leave_out_own: bool = False) -> float:
+    """Expected precision of a random ranking, at any K.
+
+    Every place holds each candidate equally often, so a query whose class has ``m`` of the ``n`` members expects
+    ``m / n``, or ``(m - 1) / (n - 1)`` without its own partner.
+
+    Args:
+        labels: The class of each pair.
+        leave_out_own: As in `retrieval_precision`.
+
+    Raises:
+        ValueError: a label is NaN or not one name, or there are too few labels.
+
+    >>> chance_precision(["edema"] * 200 + ["nodule"] * 200)
+    0.5
+    >>> round(chance_precision(["edema", "edema", "nodule"], leave_out_own=True), 3)  # (1/2 + 1/2 + 0) / 3
+    0.333
+    """
+    numbers = _class_numbers(labels)
+    own = int(leave_out_own)
+    if len(numbers) <= own:
+        raise ValueError(f"{len(numbers)} labels leave no candidate to rank")
+    return sum(m * (m - own) for m in Counter(numbers).values()) / (len(numbers) * (len(numbers) - own))
+
+
+def _class_numbers(labels: Sequence[Hashable]) -> list[int]:
+    # Elements of a tensor hash by identity: equal ones would be different classes.
+    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    number_of: dict[Hashable, int] = {}
+    for row, value in enumerate(values):
+        if not isinstance(value, Hashable) or value is None or value != value:
+            raise ValueError(f"label {value!r} (row {row}) is not one class; leave such rows out of both embeddings")
+        number_of.setdefault(value, len(number_of))
+    return [number_of[value] for value in values]
+
+
+def _precisions(
+    queries: Tensor, candidates: Tensor, classes: Tensor, ks: Sequence[int], leave_out_own: bool, batch_size: int
+) -> dict[int, np.ndarray]:
+    parts: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for rows in torch.arange(len(queries)).split(batch_size):
+        # Rounded to float32, so that equal candidates tie although sums of float64 depend on the batch's shape.
+        scores = (queries[rows] @ candidates.T).float()
+        correct = classes[rows, None] == classes[None, :]
+        if leave_out_own:
+            scores[torch.arange(len(rows)), rows] = -math.inf
+        best = scores.topk(max(ks), dim=1).values
+        for k in ks:
+            last = best[:, k - 1, None]
+            above, tied = scores > last, scores == last
+            # Wrong candidates take the places that the tie shares out; correct ones get what is left.
+            left = k - above.sum(dim=1) - (tied & ~correct).sum(dim=1)
+            parts[k].append(((above & correct).sum(dim=1) + left.clamp(min=0)).double() / k)
+    return {k: torch.cat(part).numpy() for k, part in parts.items()}
 
 
 def _first_ranks(queries: Tensor, candidates: Tensor, same: Tensor, batch_size: int) -> np.ndarray:
