@@ -24,8 +24,9 @@ NEEDS = {
     "06_pretraining": ["01_data_preparation"],
     "07_linear_probe": ["06_pretraining"],
     "08_seeing_prototypes": ["06_pretraining"],
+    "09_finding_and_outlining": ["06_pretraining"],
 }
-HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe"}  # these take all cores
+HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining"}  # these take all cores
 # Repeated for further seeds, on the same data.
 SEEDED = ["03_instance_alignment", "04_token_alignment", "06_pretraining", "07_linear_probe", "08_seeing_prototypes"]
 

@@ -73,6 +73,7 @@ TERM_NAMES = {
 }
 MODALITY_COLOURS = {"image": "#0077BB", "report": "#EE7733"}
 SPLIT_COLOURS = {"train": "#4477AA", "valid": "#CCBB44", "test": "#EE6677"}
+ANSWER_COLOURS = {"ground truth": "#35E0E8", "found": "#FF7AB8"}
 _UNUSED = "#8E99A5"
 _SERIES = ("#0077BB", "#EE7733", "#009988", "#AA3377", "#BBAA22", "#6B7785", "#332288")
 
@@ -234,6 +235,88 @@ def image_with_masks(
             Line2D([], [], color=finding_colour(name), label=name, linewidth=2.4) for name in dict.fromkeys(names)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    _title(figure, title)
+    return figure
+
+
+@_styled
+def stride_grids(
+    image: np.ndarray,
+    strides: Sequence[int],
+    *,
+    boxes: Sequence[Sequence[float]] = (),
+    title: str = "",
+) -> Figure:
+    """The cells of feature maps laid over the image: how fine a trunk can say where.
+
+    Args:
+        image: Grey image ``(H, W)`` as the encoder sees it.
+        strides: Side of a cell of each map, pixels.
+        boxes: True boxes ``(n, 4)``, corners ``x1, y1, x2, y2`` in pixels, edges between pixels.
+        title: Title of the figure.
+    """
+    film = _film(image)
+    count = len(strides) + 1
+    figure, axes = _axes(1, count, width=WIDTH, height=WIDTH / count + 0.35 + 0.3 * bool(title))
+    _show_film(axes[0], film, "image alone")
+    for axis, stride in zip(axes[1:], strides, strict=True):
+        rows, columns = (math.ceil(side / stride) for side in film.shape)
+        _show_film(axis, film, f"stride {stride}: {rows} x {columns} cells")
+        for edge in range(stride, film.shape[0], stride):
+            axis.axhline(edge - 0.5, color="#FFD166", linewidth=0.6, alpha=0.8)
+        for edge in range(stride, film.shape[1], stride):
+            axis.axvline(edge - 0.5, color="#FFD166", linewidth=0.6, alpha=0.8)
+        for box in boxes:
+            _frame(axis, box, ANSWER_COLOURS["ground truth"], dashed=False)
+    if len(boxes):
+        handle = Line2D([], [], color=ANSWER_COLOURS["ground truth"], linewidth=2.4, label="ground truth")
+        figure.legend(handles=[handle], loc="outside lower center")
+    _title(figure, title)
+    return figure
+
+
+@_styled
+def localisation_cases(cases: Sequence[Mapping[str, Any]], *, columns: int = 2, title: str = "") -> Figure:
+    """Films untouched, and beside each what was found on it and what is there: boxes, outlines, or both.
+
+    Args:
+        cases: For each film ``film``, a grey image, and ``caption``, a short text. Optional, and empty by default:
+            ``true_boxes`` and ``found_boxes``, ``(n, 4)`` corners ``x1, y1, x2, y2`` in pixels, edges between
+            pixels; ``scores``, a number for each found box; ``true_mask`` and ``found_mask``, bool in the film's shape.
+        columns: Cases a row.
+        title: Title of the figure.
+    """
+    rows, columns = _balanced(len(cases), columns)
+    side = WIDTH / max(2 * columns, 4)
+    figure, axes = _axes(
+        rows, 2 * columns, width=2 * side * columns, height=(side + 0.12) * rows + 0.3 + 0.3 * bool(title)
+    )
+    truth, found = ANSWER_COLOURS["ground truth"], ANSWER_COLOURS["found"]
+    for axis in axes:
+        axis.set_axis_off()
+    for plain, marked, case in zip(axes[::2], axes[1::2], cases, strict=False):
+        film = _film(case["film"])
+        _show_film(plain, film, "film alone")
+        _show_film(marked, film, case["caption"])
+        for key, colour in (("true_mask", truth), ("found_mask", found)):
+            if key in case:
+                _outline(marked, case[key], film.shape, colour)
+        for box in case.get("true_boxes", ()):
+            _frame(marked, box, truth, dashed=False)
+        scores = case.get("scores", ())
+        for number, box in enumerate(case.get("found_boxes", ())):
+            _frame(marked, box, found, dashed=True)
+            if number < len(scores):
+                text = marked.text(box[0], box[1] - 1, f"{scores[number]:.2f}", color=found, fontsize=8, clip_on=True)
+                text.set(path_effects=[patheffects.withStroke(linewidth=1.5, foreground="black")])
+    names = {"ground truth": ("true_boxes", "true_mask"), "found": ("found_boxes", "found_mask")}
+    handles = [
+        Line2D([], [], color=ANSWER_COLOURS[name], linewidth=2.4, label=name)
+        for name, keys in names.items()
+        if any(key in case for case in cases for key in keys)
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     _title(figure, title)
     return figure
 
@@ -786,6 +869,7 @@ def probe_bars(
     published: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     metric: Mapping[str, str] | None = None,
     chance: Mapping[str, float] | None = None,
+    foot: str = "chance",
     title: str = "",
 ) -> Figure:
     """Linear probing, after table 1 of the paper: each method at each share of labels, with its interval.
@@ -799,6 +883,7 @@ def probe_bars(
         metric: For each dataset the label of its axis.
         chance: For each dataset the score of a guess; the bars stand on it, so their height is what was
             learned.
+        foot: What ``chance`` is called in the legend.
         title: Title of the figure.
     """
     methods = list(dict.fromkeys(m for part in results.values() for share in part.values() for m in share))
@@ -835,7 +920,7 @@ def probe_bars(
             Line2D([], [], marker="D", markerfacecolor="white", color=INK, linestyle="none", label="published")
         )
     if chance:
-        handles.append(Line2D([], [], color=MUTED, label="foot of the bars: chance"))
+        handles.append(Line2D([], [], color=MUTED, label=f"foot of the bars: {foot}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
     _title(figure, title)
     return figure
@@ -1295,6 +1380,14 @@ def _outline(axis: Axes, mask: np.ndarray, shape: tuple[int, int], colour: str) 
         lines = axis.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.3)
         lines.set_path_effects(_HALO)
         axis.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
+
+
+def _frame(axis: Axes, box: Sequence[float], colour: str, *, dashed: bool) -> None:
+    x1, y1, x2, y2 = (float(edge) for edge in box)
+    style = (0, (4, 2)) if dashed else "-"
+    frame = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, linestyle=style, linewidth=1.3)
+    frame.set(edgecolor=colour, path_effects=_HALO)
+    axis.add_patch(frame)
 
 
 def _pieces(text: str, spans: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any] | None]]:

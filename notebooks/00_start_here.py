@@ -7,7 +7,7 @@
 # every piece.
 #
 # **After this notebook you can** (1) say in three sentences what MGCA aligns with what, (2) find your way through
-# the nine notebooks, (3) tell what the made-up films of this course can and cannot prove, (4) trust that your
+# the ten notebooks, (3) tell what the made-up films of this course can and cannot prove, (4) trust that your
 # computer is set up.
 #
 # - **First read** nothing; this is the start. Python and a first course in deep learning are enough.
@@ -147,8 +147,9 @@ run.show(
 # | [06 Pretraining](06_pretraining.ipynb) | What does the full training take? | a trained model, on a laptop or on eight GPUs |
 # | [07 Linear probe](07_linear_probe.ipynb) | How few labels are enough afterwards? | the paper's main table in miniature |
 # | [08 Seeing prototypes](08_seeing_prototypes.ipynb) | What did the prototypes become? | maps of diseases, with honest numbers |
+# | [09 Finding and outlining](09_finding_and_outlining.ipynb) | Can a frozen encoder say where? | boxes and outlines, the paper's tables 2 and 3 in miniature |
 #
-# Go through them in order. 02 to 05 each take one part of the picture; 06 puts them together; 07 and 08 ask
+# Go through them in order. 02 to 05 each take one part of the picture; 06 puts them together; 07 to 09 ask
 # whether it worked.
 #
 # ## 4. Three profiles

@@ -578,11 +578,11 @@ for name, size in sizes.items():
 run.finish(question="Are prototypes diseases?", headline="prototypes/nmi/mgca").name
 
 # %% [markdown]
-# ## 12. References, and the end of the course
+# ## 12. References and the next notebook
 #
 # - Wang, Zhou, Wang, Vardhanabhuti, Yu. Multi-Granularity Cross-modal Alignment for Generalized Medical Visual
 #   Representation Learning. NeurIPS 2022, arXiv 2210.06044; its figure 4 is the model of section 5.
 # - Johnson et al. MIMIC-CXR-JPG, PhysioNet.
 #
-# You have prepared data, built three alignments, trained them, probed the features and questioned the prototypes. The way on leads back
-# to [06 Pretraining](06_pretraining.ipynb) with `PROFILE = "paper"`, and to the research exercises that you skipped.
+# You have prepared data, built three alignments, trained them, probed the features and questioned the prototypes. One question
+# is left: the encoder can say *whether*; can it say *where*? [09 Finding and outlining](09_finding_and_outlining.ipynb).

@@ -26,10 +26,17 @@ SPAN = {"section": "findings", "first_word": 1, "last_word": 2, "finding": "edem
 POINTS, STARS = RNG.normal(size=(50, 2)), RNG.normal(size=(6, 2))
 FINDINGS = np.array(["edema", "no finding"] * 25)
 CLUSTERS = np.array([0, 1, 2, 3, 0] * 10)
+CASES = [
+    {"film": FILM, "caption": "hit", "true_boxes": [(3, 5, 12, 20)], "found_boxes": [(4, 5, 12, 21)], "scores": [0.9]},
+    {"film": FILM, "caption": "outline", "true_mask": MASK, "found_mask": np.roll(MASK, 9, axis=1)},
+    {"film": FILM, "caption": "nothing"},
+]
 
 EXAMPLES = {
     "image_grid": lambda: figures.image_grid([FILM] * 5, list("abcde"), columns=3),
     "image_with_masks": lambda: figures.image_with_masks(FILM, [MASK], ["edema"], boxes=[(3, 5, 9, 15)]),
+    "stride_grids": lambda: figures.stride_grids(FILM, (8, 16), boxes=[(3, 5, 12, 20)]),
+    "localisation_cases": lambda: figures.localisation_cases(CASES),
     "patch_grid": lambda: figures.patch_grid(FILM, (4, 3), weights=np.full(12, 1 / 12)),
     "word_heat_maps": lambda: figures.word_heat_maps(FILM, [FILM, FILM[:8, :8]], ["left", "edema"], masks=[None, MASK]),
     "prototype_grid": lambda: figures.prototype_grid([[FILM] * 3, [FILM]], [["edema"] * 3, ["nodule"]], ["one", "two"]),
@@ -107,6 +114,8 @@ def test_a_figure_is_drawn_inside_its_frame_and_nothing_global_is_left(name, dra
     [
         ("image_grid", ["a", "e"]),
         ("image_with_masks", ["image alone", "ground truth", "edema"]),
+        ("stride_grids", ["image alone", "stride 8: 5 x 4 cells", "stride 16: 3 x 2 cells", "ground truth"]),
+        ("localisation_cases", ["film alone", "hit", "0.90", "ground truth", "found"]),
         ("patch_grid", ["4 x 3 = 12 patches", "times the equal share"]),
         ("word_heat_maps", ["image alone", "“edema”", "attention, times its mean over the image"]),
         ("report_with_spans", ["Findings", "struck through: denied", "dotted: uncertain", "seen."]),
@@ -129,7 +138,14 @@ def test_labels_say_what_is_shown(name, expected, drawn):
 
 
 def test_films_are_drawn_whole_and_in_a_fixed_window(drawn):
-    for name in ("image_grid", "image_with_masks", "word_heat_maps", "patch_grid"):
+    for name in (
+        "image_grid",
+        "image_with_masks",
+        "word_heat_maps",
+        "patch_grid",
+        "stride_grids",
+        "localisation_cases",
+    ):
         axis = drawn[name].axes[0]
         (image,) = axis.get_images()
         assert image.get_clim() == (0, 1)
@@ -249,3 +265,35 @@ def test_colours_have_one_meaning_and_can_be_told_apart():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_boxes_lie_where_they_say_and_the_film_beside_them_stays_untouched(drawn):
+    plain, marked, _, outlined = drawn["localisation_cases"].axes[:4]
+    assert len(plain.patches) == len(plain.collections) == len(plain.lines) == len(plain.texts) == 0
+    truth, found = marked.patches
+    # Corners are edges between pixels, and pixel n spans n - 0.5 to n + 0.5.
+    np.testing.assert_allclose(truth.get_bbox().extents, (2.5, 4.5, 11.5, 19.5))
+    np.testing.assert_allclose(found.get_bbox().extents, (3.5, 4.5, 11.5, 20.5))
+    assert mpl.colors.to_hex(truth.get_edgecolor()).upper() == figures.ANSWER_COLOURS["ground truth"]
+    assert mpl.colors.to_hex(found.get_edgecolor()).upper() == figures.ANSWER_COLOURS["found"]
+    assert (truth.get_linestyle(), found.get_linestyle()) == ("-", (0, (4, 2)))
+    lows = [np.concatenate([path.vertices for path in one.get_paths()]).min(axis=0) for one in outlined.collections]
+    np.testing.assert_allclose(lows, [[2.5, 4.5], [11.5, 4.5]])
+    assert [len(axis.patches) for axis in drawn["localisation_cases"].axes[4:6]] == [0, 0]
+    assert "found" not in texts(figures.localisation_cases([{"film": FILM, "caption": "plain", "true_mask": MASK}]))
+
+
+def test_cells_of_a_stride_start_at_the_corner_and_end_at_the_border(drawn):
+    plain, eight, sixteen = drawn["stride_grids"].axes
+    assert len(plain.lines) == len(plain.patches) == 0
+    flat = [line.get_ydata()[0] for line in eight.lines if line.get_ydata()[0] == line.get_ydata()[1]]
+    np.testing.assert_allclose(flat, [7.5, 15.5, 23.5, 31.5])
+    assert len(sixteen.lines) == 3
+    np.testing.assert_allclose(sixteen.patches[0].get_bbox().extents, (2.5, 4.5, 11.5, 19.5))
+
+
+def test_foot_of_the_bars_can_be_named():
+    cells = {"SIIM": {"10%": {"mgca": CELL}}}
+    assert "foot of the bars: an empty mask" in texts(
+        figures.probe_bars(cells, chance={"SIIM": 0.7}, foot="an empty mask")
+    )

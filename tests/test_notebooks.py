@@ -33,6 +33,7 @@ NAMES = (
     "06_pretraining",
     "07_linear_probe",
     "08_seeing_prototypes",
+    "09_finding_and_outlining",
 )
 
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=[path.stem for path in SOURCES])
