@@ -36,6 +36,12 @@ from mgca_lib.pretrain import PretrainError, learning_rate_at, main, pretrain, r
 CLOCK = {"seconds", "pairs_per_second"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """UMAP raises the number of threads; a forked process cannot wake its parent's, and another number changes bits."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     return tiny_studies(tmp_path_factory.mktemp("pretrain"))
