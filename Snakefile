@@ -25,6 +25,9 @@ NEEDS = {
     "07_linear_probe": ["06_pretraining"],
     "08_seeing_prototypes": ["06_pretraining"],
     "09_finding_and_outlining": ["06_pretraining"],
+    "10_zero_shot": ["06_pretraining"],
+    "15_upstream_quirks": ["06_pretraining"],
+    "16_phantoms_to_patients": ["06_pretraining"],
 }
 HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining"}  # these take all cores
 # Repeated for further seeds, on the same data.

@@ -97,8 +97,19 @@ OPEN_ACCESS: dict[str, Access] = {
         script="data_scripts/prepare_covid_cxr.py",
         parameter="RAW_COVID_CXR",
     ),
+    "nih": Access(
+        title="NIH ChestX-ray14",
+        where="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+        terms="open to anyone; name the NIH Clinical Center, link its site and cite Wang et al. 2017",
+        download="Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt and as many of the "
+        "twelve images_*.tar.gz as you like (unpack them)",
+        script="data_scripts/prepare_nih.py",
+        parameter="REAL_DATA",
+    ),
 }
-"""Real image-text pairs that anyone may download, by name of the prepared dataset; they have no phantoms."""
+"""Real films that anyone may download, by name of the prepared dataset; they have no phantoms.
+
+The first two come with text; ChestX-ray14 has labels and boxes."""
 
 
 def locate_raw(root: str | Path, given: Mapping[str, str], *, phantoms: bool) -> dict[str, Path]:

@@ -39,12 +39,14 @@ class Origin:
         version: Version of the release.
         source: Where it was published.
         licence: Licence or data-use agreement.
+        restricted: Whether neither the data nor anything that shows them may be passed on.
     """
 
     name: str
     version: str
     source: str
     licence: str
+    restricted: bool = True
 
 
 def check_folder(raw: str | Path, *, what: str) -> Path:
@@ -253,7 +255,7 @@ def build_dataset(
         version="phantom" if phantom else origin.version,
         source="phantom" if phantom else origin.source,
         licence="Apache-2.0 (synthetic data)" if phantom else origin.licence,
-        restricted=not phantom,
+        restricted=origin.restricted and not phantom,
         options={
             **options,
             "size": settings.size,

@@ -17,17 +17,27 @@ of any kind), all else is 0. The labels are the parts that occur in the table. F
 "Unknown" or none have unknown labels.
 
 Licence: each image has its own; many have none stated and must not be passed on. The column ``source`` keeps file,
-licence and reference (DOI or address) of each image; :func:`split_source` takes it apart.
+licence and reference (DOI or address) of each image; :func:`split_source` takes it apart. The dataset is restricted as
+soon as one image may not be passed on in resized form; a table of Creative Commons images without ND is not.
+
+Masks: ``--lung-masks DIR`` names a folder with outlines of both lungs, one PNG an image with the image's name and size
+(such as those of V7 Labs, CC BY 4.0); an image without one has none.
 
 Splits: 70 % of the patients for training, 10 % for validation and 20 % for the test, drawn with ``--seed``.
 """
 
 import argparse
+import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from data_scripts.candidates import Candidate
 from data_scripts.command_line import Settings, add_common_arguments, add_split_arguments, run_command
@@ -57,6 +67,8 @@ _UNKNOWN_FINDINGS = ("", "todo", "unknown")
 _COLUMNS = ("patientid", "finding", "view", "modality", "filename", "license")
 _NOTES = ("clinical_notes", "clinical notes", "notes")
 _SEPARATOR = " | "
+_ADAPTABLE = re.compile(r"CC0.*|CC BY(-NC)?(-SA)?( \d\.\d)?")
+_OPEN = re.compile(r"CC0.*|CC BY(-SA)?( \d\.\d)?")
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ def prepare(
     *,
     views: str = "frontal",
     require_notes: bool = False,
+    lung_masks: str | Path = "",
     valid_fraction: float = 0.1,
     test_fraction: float = 0.2,
     seed: int = 0,
@@ -92,6 +105,7 @@ def prepare(
         out: Folder of the prepared dataset.
         views: ``"frontal"`` or ``"all"``; see the module's description.
         require_notes: Leave out images whose notes have fewer than 3 words after cleaning.
+        lung_masks: Folder with outlines of the lungs; empty: no image has a mask.
         valid_fraction: Share of the patients for validation.
         test_fraction: Share of the patients for the test.
         seed: Seed of the split.
@@ -113,6 +127,8 @@ def prepare(
         what="the COVID-19 image data collection (metadata.csv)",
     )
     table = read_table(root / TABLE, _COLUMNS, optional=("offset", "folder", "doi", "url", *_NOTES))
+    if lung_masks and not Path(lung_masks).is_dir():
+        raise DatasetError(f"--lung-masks {lung_masks}: no such folder")
     if not (root / "images").is_dir():
         raise DatasetError(f"{root / 'images'}: no such folder; it holds the images of {TABLE}")
     records = table.to_dict("records")
@@ -139,6 +155,8 @@ def prepare(
             continue
         source = (file, record["license"] or NOT_STATED, record["doi"] or record["url"])
         name, day = record["filename"], record["offset"]
+        mask = Path(lung_masks, name).with_suffix(".png") if lung_masks else None
+        mask = mask if mask is not None and mask.is_file() else None
         candidates.append(
             Candidate(
                 image_id=name,
@@ -154,6 +172,8 @@ def prepare(
                 labels=labels_from_finding(record["finding"], hierarchy),
                 findings=notes,
                 sentences=sentences,
+                mask=partial(_read_mask, mask) if mask is not None else None,
+                mask_stamp=zlib.crc32(mask.read_bytes()) if mask is not None else 0,
             )
         )
     silent = sum(not candidate.sentences for candidate in candidates)
@@ -173,11 +193,13 @@ def prepare(
             version="undated copy of the repository",
             source="COVID-19 Image Data Collection (J. P. Cohen et al.), ieee8023/covid-chestxray-dataset",
             licence="each image has its own, see the column source",
+            restricted=not all(map(_ADAPTABLE.fullmatch, licences)),
         ),
         options={
             "views": views,
             "require_notes": require_notes,
             "labels": "parts of the finding",
+            "masks": "lungs" if lung_masks else "none",
             "licences": dict(sorted(licences.items())),
             "valid_fraction": valid_fraction,
             "test_fraction": test_fraction,
@@ -199,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_split_arguments(parser)
     parser.add_argument("--views", choices=VIEW_MODES, default="frontal", help="images to keep (default frontal)")
     parser.add_argument("--require-notes", action="store_true", help="leave out images without clinical notes")
+    parser.add_argument("--lung-masks", default="", metavar="DIR", help="folder with a lung mask (PNG) an image")
     return run_command(parser, prepare, argv)
 
 
@@ -215,6 +238,15 @@ def split_source(source: str) -> Source:
     if len(parts) != 3:
         raise ValueError(f"{source!r} is not file, licence and reference")
     return Source(*parts)
+
+
+def may_be_shown(licence: str) -> bool:
+    """Whether a licence lets anyone show a resized image anywhere, with its attribution.
+
+    >>> [may_be_shown(licence) for licence in ("CC BY 3.0", "CC BY-SA", "CC BY-NC-SA 4.0", "CC BY-ND", NOT_STATED)]
+    [True, True, False, False, False]
+    """
+    return _OPEN.fullmatch(licence) is not None
 
 
 def parse_finding(text: str) -> list[tuple[str, ...]]:
@@ -256,6 +288,17 @@ def labels_from_finding(finding: str, hierarchy: Sequence[tuple[str, ...]]) -> d
 def _hierarchy(records: Iterable[dict[str, str]]) -> list[tuple[str, ...]]:
     paths = {path for record in records for path in parse_finding(record["finding"])}
     return sorted({path[:end] for path in paths for end in range(1, len(path) + 1)})
+
+
+def _read_mask(path: Path, height: int, width: int) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            mask = np.asarray(picture.convert("L")) > 0
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from None
+    if mask.shape != (height, width):
+        raise ValueError(f"{path.name} is {mask.shape[1]} x {mask.shape[0]}, its image {width} x {height}")
+    return mask
 
 
 def _problem(record: dict[str, str], views: str) -> tuple[str, str, bool]:

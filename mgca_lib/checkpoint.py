@@ -32,7 +32,7 @@ TEXT_FOLDER = "text"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, incomplete or of another model; the message names the file."""
+    """A checkpoint is missing, incomplete, of another model or cannot be written; the message names the file."""
 
 
 def save_checkpoint(
@@ -53,12 +53,32 @@ def save_checkpoint(
         provenance: Seed, data hash, versions: JSON-compatible.
         state: Tensors that training needs to go on.
         counters: Numbers that training needs to go on, JSON-compatible.
+
+    Raises:
+        CheckpointError: the folder cannot be written, for instance because the disk is full. What was there before
+            stays whole, and what was written of the new checkpoint is removed.
     """
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
+    try:
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        _fill(part, model, tokenizer, provenance, state, counters)
+        _replace(folder, part)
+    except Exception as error:  # of no narrower class: tokenizers raises this very one when the disk is full
+        shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointError(f"{folder}: cannot be written ({error}); what was there before is whole") from None
+
+
+def _fill(
+    part: Path,
+    model: MGCA,
+    tokenizer: PreTrainedTokenizerBase,
+    provenance: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None,
+    counters: Mapping[str, Any] | None,
+) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, part / MODEL_FILE)
     content = {"config": model.config.to_dict(), "provenance": dict(provenance)}
@@ -68,6 +88,9 @@ def save_checkpoint(
     if state is not None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / STATE_FILE)
         (part / COUNTERS_FILE).write_text(json.dumps(dict(counters or {})) + "\n", encoding="utf-8")
+
+
+def _replace(folder: Path, part: Path) -> None:
     # A folder cannot replace another in one step: the old one steps aside first. A kill between the two renames
     # leaves the whole old checkpoint under ".old", where load looks as well.
     old = folder.with_name(folder.name + ".old")

@@ -13,6 +13,15 @@ Upstream = Literal["", "vit", "resnet"]
 TokenForm = Literal["cta", "cta_grounded", "gloria"]
 Precision = Literal["auto", "fp32", "bf16"]
 
+TOKEN_SWITCHES = (
+    "shifted_word_weights",
+    "lost_last_word",
+    "padded_batchnorm",
+    "padded_softmax",
+    "unnormalized_context",
+)
+"""Deviations of the published token alignment, each a setting of :class:`AlignmentConfig` of this name."""
+
 
 class ConfigError(ValueError):
     """A setting is unknown or out of range; the message is one line that names it."""
@@ -104,12 +113,29 @@ class AlignmentConfig:
     num_prototypes: int = _setting(500, "K, number of prototypes")
     sinkhorn_epsilon: float = _setting(0.05, "entropic regularisation of Sinkhorn")
     sinkhorn_iterations: int = _setting(3, "Sinkhorn iterations")
+    queue_size: int = _setting(
+        0, "earlier embeddings of either side that balance the prototypes, too; 0: only the batch (as upstream)"
+    )
     freeze_prototypes_epochs: int = _setting(1, "epochs during which the prototypes do not move")
     gather: bool = _setting(True, "contrast and balance over all processes, not over each process alone (as upstream)")
     token_form: TokenForm = _setting(
         "cta", "token term: cta (published), cta_grounded (contrast over pairs) or gloria (its local loss)"
     )
-    upstream: Upstream = _setting("", "reproduce the published code's token alignment: vit or resnet; empty: corrected")
+    local_groups: int = _setting(
+        1,
+        "shares of a batch that contrast and balance alone, as on so many GPUs that do not gather; 1: the whole batch",
+    )
+    mask_same_text: bool = _setting(False, "studies whose reports read alike are no negatives of each other in ITA")
+    upstream: Upstream = _setting(
+        "", "reproduce the published token alignment, that is the five switches below: vit or resnet; empty: corrected"
+    )
+    shifted_word_weights: bool = _setting(False, "as upstream: a word piece gets the attention of its right neighbour")
+    lost_last_word: bool = _setting(False, "as upstream: a report that fills all max_pieces loses its last word")
+    padded_batchnorm: bool = _setting(False, "as upstream: padded slots enter the BatchNorm of the word head")
+    padded_softmax: bool = _setting(False, "as upstream: padded slots are negatives of the words in CTA")
+    unnormalized_context: bool = _setting(
+        False, "as upstream's ViT: what a patch reads from the report keeps its length in CTA"
+    )
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -121,11 +147,43 @@ class AlignmentConfig:
         _require(self, "instance_weight", weights > 0, "one of the three weights must be positive")
         _require(self, "num_prototypes", self.num_prototypes >= 2, "must be at least 2")
         _require(self, "sinkhorn_iterations", self.sinkhorn_iterations >= 1, "must be at least 1")
+        _require(self, "queue_size", self.queue_size >= 0, "must not be negative")
+        reads_queue = not self.queue_size or self.prototype_weight > 0
+        _require(self, "queue_size", reads_queue, "prototype_weight is 0, so nothing would read the queue")
         forms = ("cta", "cta_grounded", "gloria")
         _require(self, "token_form", self.token_form in forms, "must be cta, cta_grounded or gloria")
         _require(self, "upstream", self.upstream in ("", "vit", "resnet"), "must be vit, resnet or empty")
         fits = not self.upstream or self.token_form == "cta"
         _require(self, "upstream", fits, "the published code has token_form cta only")
+        self._check_switches()
+
+    def _check_switches(self) -> None:
+        """Refuse switches that contradict another setting, or that nothing would read."""
+        _require(self, "local_groups", self.local_groups >= 1, "must be at least 1")
+        _require(
+            self, "local_groups", self.local_groups == 1 or not self.gather, "needs gather off, which it contradicts"
+        )
+        whole = self.instance_weight + self.prototype_weight
+        _require(self, "local_groups", self.local_groups == 1 or whole > 0, "ITA and CPA have no weight")
+        _require(self, "mask_same_text", not self.mask_same_text or self.instance_weight > 0, "instance_weight is 0")
+        _require(self, "upstream", not self.upstream or self.token_weight > 0, "token_weight is 0")
+        for name in TOKEN_SWITCHES:
+            off = not getattr(self, name)
+            _require(self, name, off or not self.upstream, f"upstream = {self.upstream!r} decides it already")
+            _require(self, name, off or self.token_weight > 0, "token_weight is 0")
+            read = self.token_form == "cta" or name in ("lost_last_word", "padded_batchnorm")
+            _require(self, name, off or read, f"token_form {self.token_form} does not read it")
+
+    def spelled_out(self) -> "AlignmentConfig":
+        """Return the same settings with ``upstream`` replaced by the single switches that it stands for.
+
+        >>> AlignmentConfig(upstream="resnet").spelled_out().padded_softmax
+        True
+        """
+        if not self.upstream:
+            return self
+        switches = dict.fromkeys(TOKEN_SWITCHES, True) | {"unnormalized_context": self.upstream == "vit"}
+        return replace(self, upstream="", **switches)
 
 
 @dataclass(frozen=True)
@@ -135,6 +193,10 @@ class TrainingConfig:
     epochs: int = _setting(50, "passes over the training pairs")
     batch_size: int = _setting(72, "pairs per process and forward pass (published: 72 on each of 2 GPUs)")
     accumulation: int = _setting(1, "forward passes per optimiser step")
+    chunk_size: int = _setting(
+        0, "encode so many pairs at a time and compute them again in the backward pass, to save memory; 0: off"
+    )
+    sync_batchnorm: bool = _setting(True, "BatchNorm over the batches of all processes (upstream: each GPU alone)")
     learning_rate: float = _setting(2e-5, "peak learning rate of AdamW")
     weight_decay: float = _setting(0.05, "weight decay of AdamW")
     warmup_fraction: float = _setting(0.4, "share of all steps with linearly rising learning rate; then cosine")
@@ -154,7 +216,7 @@ class TrainingConfig:
         _require(self, "learning_rate", self.learning_rate > 0, "must be positive")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "must be in [0, 1)")
         _require(self, "precision", self.precision in ("auto", "fp32", "bf16"), "must be auto, fp32 or bf16")
-        for name in ("weight_decay", "clip_norm", "patience", "workers", "max_train_pairs"):
+        for name in ("chunk_size", "weight_decay", "clip_norm", "patience", "workers", "max_train_pairs"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
 
 
@@ -166,6 +228,12 @@ class Config:
     model: ModelConfig
     alignment: AlignmentConfig
     training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        groups, batch_size = self.alignment.local_groups, self.training.batch_size
+        fits = batch_size % groups == 0 and batch_size // groups >= 2
+        problem = f"must divide batch_size = {batch_size} into shares of at least 2 pairs"
+        _require(self.alignment, "local_groups", fits, problem)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested dictionaries, ready for JSON."""
@@ -252,7 +320,7 @@ PROFILES: dict[str, Config] = {
         ),
         alignment=AlignmentConfig(num_prototypes=64),
         training=TrainingConfig(
-            epochs=11,
+            epochs=18,
             batch_size=48,
             learning_rate=2e-3,
             warmup_fraction=0.1,

@@ -18,7 +18,9 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
+from mgca_lib.batch_norm import MaskedBatchNorm
 from mgca_lib.config import ModelConfig
+from mgca_lib.data.tokenization import NO_WORD
 
 
 class EncoderError(ValueError):
@@ -49,7 +51,8 @@ class ImageEncoder(nn.Module):
     A ViT gives its class token as ``pooled`` and its patch tokens as ``local``; the weight of a patch is the
     head-averaged attention that the class token pays to it in the last block. A CNN gives its average-pooled last
     stage and the cells of its stride-16 stage, with equal weights. Differs from upstream: the attention row is
-    recomputed without gradient from the last block's input, so that every block keeps its fused attention.
+    recomputed without gradient from the last block's input, so that every block keeps its fused attention (on a GPU;
+    a CPU is faster without).
 
     Args:
         backbone: timm model name.
@@ -92,6 +95,10 @@ class ImageEncoder(nn.Module):
                 )
             self.stage = -1
             self.local_dim = self.trunk.num_features
+            if not torch.cuda.is_available():
+                # On a CPU the gradient of torch's fused attention is the slower one: a step of ViT-B takes 12 % longer.
+                for block in self.trunk.blocks:
+                    block.attn.fused_attn = False
         else:
             stages = [info["reduction"] for info in self.trunk.feature_info]
             if 16 not in stages:
@@ -147,18 +154,24 @@ class ReportEncoder(nn.Module):
     ``pooled`` is the output of [CLS]; a word is the sum of its pieces (one scatter-add); the weight of a word is
     the sum over its pieces of the head-averaged attention that [CLS] pays to them in the last layer. Differs from
     upstream: a word gets its own weight (upstream is one token off), [SEP] is not a word, the last word of a full
-    report is kept, and no cross-attention layers are built.
+    report is kept, and no cross-attention layers are built. The first and the third can be switched back.
 
     Args:
         model: A BERT-type model: ``embeddings``, ``encoder.layer[i].attention.self`` with query and key.
+        shifted_weights: Give each piece the attention of its right neighbour, as upstream: the last piece gets what
+            [CLS] pays to [SEP], and what it pays to the first piece is thrown away.
+        full_length: Reports of so many pieces lose their last word, as upstream, whose loop over the pieces ends one
+            short of the last slot; 0: never.
 
     Attributes:
         feature_dim: Width of ``pooled`` and ``local``.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, shifted_weights: bool = False, full_length: int = 0) -> None:
         super().__init__()
         self.model = model
+        self.shifted_weights = shifted_weights
+        self.full_length = full_length
         self.feature_dim = model.config.hidden_size
         if not torch.cuda.is_available():
             # Torch's fused attention is the slower one on a CPU: a step of the demo takes 10 % longer with it.
@@ -184,6 +197,11 @@ class ReportEncoder(nn.Module):
         finally:
             handle.remove()
         piece_weight = _bert_class_attention(attention, seen[0], piece_keep)
+        if self.shifted_weights:
+            piece_weight = F.pad(piece_weight[:, 1:], (0, 1))
+        if self.full_length:
+            full = piece_keep.sum(dim=1, keepdim=True) == self.full_length
+            word_ids = word_ids.masked_fill(full & (word_ids == word_ids.amax(dim=1, keepdim=True)), NO_WORD)
         words, keep = merge_pieces(hidden, word_ids, num_words)
         weight, _ = merge_pieces(piece_weight[..., None], word_ids, num_words)
         return Tokens(pooled=hidden[:, 0], local=words, keep=keep, weight=weight[..., 0])
@@ -214,32 +232,6 @@ def merge_pieces(values: Tensor, word_ids: Tensor, num_words: int) -> tuple[Tens
     return words[:, :num_words], keep[:, :num_words]
 
 
-class MaskedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the last axis of ``(B, N, D)`` in which padding has no say.
-
-    Upstream lets padded slots into the statistics. With every slot real this equals ``nn.BatchNorm1d`` on the
-    flattened slots, running statistics included.
-    """
-
-    def forward(self, values: Tensor, keep: Tensor) -> Tensor:
-        """Normalise ``values`` ``(B, N, D)``; statistics over the slots where ``keep`` ``(B, N)`` is true."""
-        values = values.to(self.running_mean.dtype)
-        if self.training:
-            share = keep[..., None].to(values.dtype)
-            count = share.sum()
-            mean = (values * share).sum(dim=(0, 1)) / count
-            variance = ((values - mean).square() * share).sum(dim=(0, 1)) / count
-            with torch.no_grad():
-                unbiased = variance * (count / (count - 1).clamp(min=1))
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(unbiased, self.momentum)
-                self.num_batches_tracked.add_(1)
-        else:
-            mean, variance = self.running_mean, self.running_var
-        result = (values - mean) * torch.rsqrt(variance + self.eps)
-        return result * self.weight + self.bias if self.affine else result
-
-
 class GlobalProjection(nn.Module):
     """Head for pooled vectors: Linear, BatchNorm, ReLU, Linear, BatchNorm without affine (as upstream)."""
 
@@ -262,10 +254,18 @@ class GlobalProjection(nn.Module):
 
 
 class LocalProjection(nn.Module):
-    """The same head for words or patches; padding never enters its BatchNorm (upstream: it does)."""
+    """The same head for words or patches; padding never enters its BatchNorm.
 
-    def __init__(self, width: int, *, hidden: int, joint: int) -> None:
+    Args:
+        width: Width of the incoming vectors.
+        hidden: Width between the two layers.
+        joint: ``D``, width of the joint space.
+        padded: Let every slot into the BatchNorm, padding included, as upstream.
+    """
+
+    def __init__(self, width: int, *, hidden: int, joint: int, padded: bool = False) -> None:
         super().__init__()
+        self.padded = padded
         self.enter = nn.Linear(width, hidden)
         self.enter_norm = MaskedBatchNorm(hidden)
         self.leave = nn.Linear(hidden, joint)
@@ -273,6 +273,8 @@ class LocalProjection(nn.Module):
 
     def forward(self, local: Tensor, keep: Tensor) -> Tensor:
         """Project ``(B, N, width)`` to unit vectors ``(B, N, joint)``, float32."""
+        if self.padded:
+            keep = torch.ones_like(keep)
         hidden = F.relu(self.enter_norm(self.enter(local), keep))
         return F.normalize(self.leave_norm(self.leave(hidden), keep), dim=-1)
 
@@ -289,7 +291,13 @@ def build_image_encoder(config: ModelConfig) -> ImageEncoder:
 
 
 def build_report_encoder(
-    config: ModelConfig, *, vocabulary: int, padding: int, architecture: Path | None = None
+    config: ModelConfig,
+    *,
+    vocabulary: int,
+    padding: int,
+    architecture: Path | None = None,
+    shifted_weights: bool = False,
+    full_length: int = 0,
 ) -> ReportEncoder:
     """Build the report encoder that a configuration describes.
 
@@ -299,14 +307,17 @@ def build_report_encoder(
         vocabulary: Size of the tokenizer's vocabulary.
         padding: The tokenizer's padding id.
         architecture: Folder with a ``config.json``; builds that model without weights instead.
+        shifted_weights: See :class:`ReportEncoder`.
+        full_length: See :class:`ReportEncoder`.
 
     Raises:
         EncoderError: the model is not on this computer and the hub cannot be reached, it has fewer layers than
             ``text_layers``, or its vocabulary is smaller than the tokenizer's.
     """
+    quirks = {"shifted_weights": shifted_weights, "full_length": full_length}
     if architecture is not None:
         sizes = AutoConfig.from_pretrained(architecture)
-        return ReportEncoder(AutoModel.from_config(sizes, add_pooling_layer=False))
+        return ReportEncoder(AutoModel.from_config(sizes, add_pooling_layer=False), **quirks)
     if not config.text_model:
         sizes = BertConfig(
             vocab_size=vocabulary,
@@ -319,7 +330,7 @@ def build_report_encoder(
             max_position_embeddings=config.max_pieces,
             pad_token_id=padding,
         )
-        return ReportEncoder(BertModel(sizes, add_pooling_layer=False))
+        return ReportEncoder(BertModel(sizes, add_pooling_layer=False), **quirks)
     name = config.text_model
     try:
         sizes = AutoConfig.from_pretrained(name)
@@ -339,7 +350,7 @@ def build_report_encoder(
         raise EncoderError(
             f"text_model {name!r}: knows {model.config.vocab_size} pieces, its tokenizer has {vocabulary}"
         )
-    return ReportEncoder(model)
+    return ReportEncoder(model, **quirks)
 
 
 def _build_trunk(backbone: str, pretrained: bool, image_size: int, channels: tuple[int, ...]) -> nn.Module:

@@ -11,6 +11,7 @@ from mgca_lib.alignment.instance import InstanceAlignment
 from mgca_lib.alignment.pairwise import PairwiseAlignment
 from mgca_lib.alignment.prototype import PrototypeAlignment
 from mgca_lib.alignment.token import TokenAlignment, importance_weights
+from mgca_lib.chunking import encode_in_chunks, project_in_chunks
 from mgca_lib.config import Config
 from mgca_lib.data.pairs import PairBatch
 from mgca_lib.encoders import (
@@ -49,7 +50,8 @@ class MGCA(nn.Module):
     """The model: a batch of image-report pairs in, the three losses out.
 
     A term of weight 0 is neither computed nor reported (it is 0): ITA alone is what the published repository
-    calls ConVIRT.
+    calls ConVIRT. A batch of more than ``chunk_size`` pairs passes through encoders and local heads in chunks
+    (:mod:`mgca_lib.chunking`).
 
     Args:
         config: Heads, temperatures and weights of the terms.
@@ -59,30 +61,42 @@ class MGCA(nn.Module):
 
     def __init__(self, config: Config, image_encoder: ImageEncoder, report_encoder: ReportEncoder) -> None:
         super().__init__()
-        alignment = config.alignment
+        alignment = config.alignment.spelled_out()
         sizes = {"hidden": config.model.hidden_dim, "joint": config.model.joint_dim}
         self.config = config
+        self.chunk_size = config.training.chunk_size
         self.image_encoder = image_encoder
         self.report_encoder = report_encoder
         self.image_global = GlobalProjection(image_encoder.feature_dim, **sizes)
         self.image_local = LocalProjection(image_encoder.local_dim, **sizes)
         self.report_global = GlobalProjection(report_encoder.feature_dim, **sizes)
-        self.report_local = LocalProjection(report_encoder.feature_dim, **sizes)
-        self.instance_alignment = InstanceAlignment(temperature=alignment.instance_temperature, gather=alignment.gather)
+        self.report_local = LocalProjection(report_encoder.feature_dim, **sizes, padded=alignment.padded_batchnorm)
+        # Upstream pads every batch to its 111 slots; where padding counts, its amount must not depend on the batch.
+        padding_counts = alignment.padded_batchnorm or alignment.padded_softmax
+        self.least_words = config.model.max_pieces - 1 if padding_counts else 0
+        self.instance_alignment = InstanceAlignment(
+            temperature=alignment.instance_temperature, gather=alignment.gather, local_groups=alignment.local_groups
+        )
         self.token_alignment: TokenAlignment | PairwiseAlignment
         if alignment.token_form == "cta":
             self.token_alignment = TokenAlignment(
-                temperature=alignment.token_temperature, upstream=alignment.upstream or None
+                temperature=alignment.token_temperature,
+                padded_softmax=alignment.padded_softmax,
+                unnormalized_context=alignment.unnormalized_context,
             )
         else:
-            self.token_alignment = PairwiseAlignment(alignment.token_form, temperature=alignment.token_temperature)
+            self.token_alignment = PairwiseAlignment(
+                alignment.token_form, temperature=alignment.token_temperature, chunk=self.chunk_size
+            )
         self.prototype_alignment = PrototypeAlignment(
             alignment.num_prototypes,
             config.model.joint_dim,
             temperature=alignment.prototype_temperature,
             epsilon=alignment.sinkhorn_epsilon,
             iterations=alignment.sinkhorn_iterations,
+            queue_size=alignment.queue_size,
             distributed=alignment.gather,
+            local_groups=alignment.local_groups,
         )
 
     @property
@@ -92,17 +106,15 @@ class MGCA(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tokens:
         """Encode ``(B, 1 or 3, S, S)`` images to unit vectors in the joint space, float32."""
-        tokens = self.image_encoder(images)
-        return replace(
-            tokens, pooled=self.image_global(tokens.pooled), local=self.image_local(tokens.local, tokens.keep)
-        )
+        tokens = self._encode(self.image_encoder, images)
+        return self._project(tokens, self.image_global, self.image_local)
 
     def encode_report(self, batch: PairBatch) -> Tokens:
         """Encode the reports of a batch to unit vectors in the joint space, float32."""
-        tokens = self.report_encoder(batch.pieces, batch.piece_keep, batch.word_ids, batch.num_words)
-        return replace(
-            tokens, pooled=self.report_global(tokens.pooled), local=self.report_local(tokens.local, tokens.keep)
-        )
+        num_words = max(batch.num_words, self.least_words)
+        pieces = (batch.pieces, batch.piece_keep, batch.word_ids)
+        tokens = self._encode(self.report_encoder, *pieces, num_words=num_words)
+        return self._project(tokens, self.report_global, self.report_local)
 
     def forward(self, batch: PairBatch) -> tuple[Losses, Tokens, Tokens]:
         """Return the losses of a batch, and its image and report tokens."""
@@ -111,7 +123,8 @@ class MGCA(nn.Module):
         zero = image.pooled.new_zeros(())
         instance = token = prototype = zero
         if weights.instance_weight:
-            instance = self.instance_alignment(image.pooled, report.pooled)
+            text_id = batch.text_ids if weights.mask_same_text else None
+            instance = self.instance_alignment(image.pooled, report.pooled, text_id=text_id)
         if weights.token_weight:
             token = self.token_alignment(
                 report.local,
@@ -124,6 +137,18 @@ class MGCA(nn.Module):
             prototype = self.prototype_alignment(image.pooled, report.pooled)
         total = weights.instance_weight * instance + weights.token_weight * token + weights.prototype_weight * prototype
         return Losses(instance=instance, token=token, prototype=prototype, total=total), image, report
+
+    def _encode(self, encoder: nn.Module, *inputs: Tensor, **settings: int) -> Tokens:
+        if 0 < self.chunk_size < len(inputs[0]):
+            return encode_in_chunks(encoder, self.chunk_size, *inputs, **settings)
+        return encoder(*inputs, **settings)
+
+    def _project(self, tokens: Tokens, pooled: GlobalProjection, local: LocalProjection) -> Tokens:
+        if 0 < self.chunk_size < len(tokens.local):
+            projected = project_in_chunks(local, tokens.local, tokens.keep, self.chunk_size)
+        else:
+            projected = local(tokens.local, tokens.keep)
+        return replace(tokens, pooled=pooled(tokens.pooled), local=projected)
 
 
 def build_model(
@@ -148,10 +173,16 @@ def build_model(
     if seed is not None:
         torch.manual_seed(seed)
     model = config.model if architecture is None else replace(config.model, backbone_weights=False)
+    alignment = config.alignment.spelled_out()
     return MGCA(
         config,
         build_image_encoder(model),
         build_report_encoder(
-            model, vocabulary=len(tokenizer), padding=int(tokenizer.pad_token_id), architecture=architecture
+            model,
+            vocabulary=len(tokenizer),
+            padding=int(tokenizer.pad_token_id),
+            architecture=architecture,
+            shifted_weights=alignment.shifted_word_weights,
+            full_length=model.max_pieces if alignment.lost_last_word else 0,
         ),
     )

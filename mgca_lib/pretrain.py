@@ -3,17 +3,23 @@
 ``python -m mgca_lib.pretrain --help`` lists every setting; notebook 06 calls the same :func:`pretrain`. What the
 loop draws at random (order, crops, dropout) depends on the seed and the step alone, so a run that was killed and
 resumed ends with the same weights, bit for bit, as one that was not.
+
+Order, crops and the pairs of every step do not depend on the number of processes or loader workers, and neither do
+losses and gradients, to rounding: contrast, Sinkhorn and BatchNorm span all processes (``gather``,
+``sync_batchnorm``). What does depend on the number: rounding, the masks of dropout (each process draws its own), and
+the token terms ``cta_grounded`` and ``gloria``, which contrast within a process. Bits repeat on the same machine with
+the same numbers of threads and processes; on a GPU only as far as its kernels do (scatter-add and some backward passes
+add in the order of arrival).
 """
 
-import json
 import math
-import os
 import sys
+import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,68 +29,32 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
-from mgca_lib.checkpoint import (
-    MODEL_FILE,
-    TEXT_FOLDER,
-    CheckpointError,
-    find_checkpoint,
-    load_weights,
-    read_state,
-    save_checkpoint,
-)
+from mgca_lib.alignment.distributed import gather
+from mgca_lib.batch_norm import synchronise_batch_norm
+from mgca_lib.checkpoint import TEXT_FOLDER, CheckpointError, find_checkpoint
 from mgca_lib.config import AlignmentConfig, Config, ConfigError, ModelConfig, TrainingConfig, load_profile
 from mgca_lib.data.pairs import EpochBatches, PairBatch, PairImages, report_texts
 from mgca_lib.data.studies import DatasetError, Studies, load_studies
 from mgca_lib.data.tokenization import TokenizerError, load_tokenizer, train_tokenizer
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import EncoderError, Tokens
-from mgca_lib.model import MGCA, Losses, build_model
-from mgca_lib.run import package_versions, progress
+from mgca_lib.model import Losses, build_model
+from mgca_lib.run import progress
+from mgca_lib.training_state import (
+    PARTS,
+    Keeper,
+    PretrainError,
+    Pretraining,
+    Progress,
+    RunLog,
+    open_run,
+    restore,
+    run_identity,
+)
 
-PARTS = ("instance", "token", "prototype", "total")
-HISTORY_FILE = "history.json"
-FINISHED_FILE = "finished.json"
 _WARMUP_START = 1e-8
-
-
-class PretrainError(ValueError):
-    """Pretraining cannot start or go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """A finished pretraining run.
-
-    Attributes:
-        best: Checkpoint with the lowest validation loss.
-        last: Checkpoint of the last step.
-        history: One dictionary an epoch: ``epoch``, ``step``, ``learning_rate``, ``pairs_per_second``, ``seconds``,
-            and ``train/PART``, ``valid/PART`` for each loss part, ``valid/top1`` and ``valid/top5`` (in-batch
-            retrieval, mean of both directions).
-        trained: ``False`` when the run was found finished and nothing was computed.
-    """
-
-    best: Path
-    last: Path
-    history: list[dict[str, float]]
-    trained: bool
-
-
-@dataclass
-class _Progress:
-    """Where a run stands; stored as json with every checkpoint."""
-
-    step: int = 0
-    best_loss: float = math.inf
-    epochs_without_gain: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    steps_summed: int = 0
-    seconds: float = 0.0
-    processes: int = 1
 
 
 def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, resume: bool = False) -> Pretraining:
@@ -100,18 +70,21 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         studies: A whole prepared dataset with reports.
         out: Folder for ``best/``, ``last/``, ``history.json`` and ``tensorboard/``.
         seed: Decides initial weights, order, crops and dropout.
-        resume: Go on from ``last/``; a finished run is returned as it is. ``False`` demands an empty folder.
+        resume: Go on from ``last/``; a finished run is returned as it is. ``False`` demands an empty folder. Another
+            number of processes may go on: ``batch_size`` follows, so that the batches over all of them stay.
 
     Returns:
         Where the checkpoints lie, and the history.
 
     Raises:
-        PretrainError: ``out`` holds another run, the split is too small, or the loss is not a finite number.
-        DatasetError: the dataset has no reports or no ``valid`` split.
+        PretrainError: ``out`` holds another run or cannot be written, the split is too small, or the loss is not a
+            finite number.
+        CheckpointError: a part of ``last/`` is missing or damaged, or a checkpoint cannot be written.
+        DatasetError: the dataset has no reports or no ``valid`` split, or an image cannot be read. The run then stops
+            rather than skips, since without that pair every later batch would be another.
         EncoderError, TokenizerError: published weights are wanted and cannot be had.
     """
     out = Path(out)
-    training = config.training
     AcceleratorState._reset_state()  # or a second run in this process could not have another precision
     accelerator = Accelerator(
         # Without this word, accelerate takes several processes without a GPU for as many lonely ones.
@@ -119,47 +92,49 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         mixed_precision=_precision(config),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_has_idle_parameters(config))],
     )
-    identity = _identity(config, studies, seed)
-    finished = _look_into(out, identity, resume=resume)
+    processes = accelerator.num_processes
+    batch_size, finished = open_run(out, run_identity(config, studies, seed, processes), resume=resume)
     if finished is not None:
         return finished
+    config = config.override(batch_size=batch_size)
+    training = config.training
 
     train = _limit(studies.split("train"), training.max_train_pairs, seed)
     valid = studies.split("valid")
-    if len(valid) < 2 * accelerator.num_processes:
+    shares = processes * config.alignment.local_groups
+    if len(valid) < 2 * shares:
         raise PretrainError(
-            f"{studies.root}: {len(valid)} validation pairs; every process needs 2, since contrast needs a second pair"
+            f"{studies.root}: {len(valid)} validation pairs; every process, and each of its local_groups, needs 2, "
+            "since contrast needs a second pair"
         )
     resume_from = find_checkpoint(out / "last") if resume else None
     # A run goes on with the text encoder it has, wherever that came from.
     text = None if resume_from is None else resume_from / TEXT_FOLDER
     tokenizer = _tokenizer(config, train) if text is None else load_tokenizer(text)
     model = build_model(config, tokenizer, seed=seed, architecture=text)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    state = _Progress(processes=accelerator.num_processes)
-    if resume_from is not None:
-        state = _restore(resume_from, model, optimizer)
-        if state.processes != accelerator.num_processes:
-            raise PretrainError(
-                f"{out}: was started with {state.processes} processes, so it cannot go on with "
-                f"{accelerator.num_processes}"
-            )
+    if training.sync_batchnorm and processes > 1:
+        synchronise_batch_norm(model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+    )
+    state = Progress() if resume_from is None else restore(resume_from, model, optimizer)
+    _check_all_there(state, out, accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     train_pairs = _pairs(train, tokenizer, config, seed, augmentation="crop")
     valid_loader = validation_loader(config, valid, tokenizer, seed=seed, accelerator=accelerator)
     steps_per_epoch = _epoch(train_pairs, config, seed, 0, accelerator).total // training.accumulation
     if steps_per_epoch == 0:
-        needed = training.batch_size * accelerator.num_processes * training.accumulation
+        needed = training.batch_size * processes * training.accumulation
         raise PretrainError(
             f"{studies.root}: {len(train_pairs)} training pairs do not fill one step of {needed}; lower batch_size"
         )
     total_steps = steps_per_epoch * training.epochs
 
-    # What a killed run logged behind its last checkpoint is logged again.
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=state.step + 1) if accelerator.is_main_process else None
+    log = RunLog(out / "tensorboard" if accelerator.is_main_process else None, first_step=state.step + 1)
     bar = progress(total=total_steps, description="pretraining", initial=state.step)
-    keeper = _Keeper(out, model, tokenizer, optimizer, identity, accelerator)
+    identity = run_identity(config, studies, seed, processes)
+    keeper = Keeper(out, model, tokenizer, optimizer, identity, accelerator)
     while state.step < total_steps and not _stopped_early(state, training.patience):
         epoch, done_in_epoch = divmod(state.step, steps_per_epoch)
         batches = iter(
@@ -179,19 +154,16 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             for name, value in losses.items():
                 state.sums[name] += value
             state.seconds += time.perf_counter() - started
-            _report_step(bar, writer, losses, rate, state, config, accelerator)
+            _report_step(bar, log, losses, rate, state, config, accelerator)
             if state.step % training.checkpoint_steps == 0 and state.step % steps_per_epoch:
-                if writer is not None:
-                    writer.flush()
+                log.flush()
                 keeper.save_last(state)
 
         measured = evaluate(wrapped, valid_loader, accelerator)
         _check_finite({name: measured[name] for name in PARTS}, state.step, out)
         _close_epoch(state, epoch, rate, measured, config, accelerator)
-        if writer is not None:
-            for name, value in state.history[-1].items():
-                writer.add_scalar(f"epoch/{name}", value, state.step)
-            writer.flush()
+        log.add({f"epoch/{name}": value for name, value in state.history[-1].items()}, state.step)
+        log.flush()
         if measured["total"] < state.best_loss:
             state.best_loss, state.epochs_without_gain = measured["total"], 0
             keeper.save_best(state)
@@ -199,12 +171,8 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             state.epochs_without_gain += 1
         keeper.save_last(state)
     bar.close()
-    if writer is not None:
-        writer.close()
-        _write_json(out / HISTORY_FILE, state.history)
-        _write_json(out / FINISHED_FILE, {"identity": identity, "history": state.history})
-    accelerator.wait_for_everyone()
-    return Pretraining(best=out / "best", last=out / "last", history=state.history, trained=True)
+    log.close()
+    return keeper.finish(state)
 
 
 def learning_rate_at(step: int, total_steps: int, training: TrainingConfig) -> float:
@@ -245,12 +213,16 @@ def validation_loader(
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
-    """Return the mean loss parts and in-batch retrieval accuracies over a loader, model in evaluation mode."""
+    """Return the mean loss parts and in-batch retrieval accuracies over a loader, model in evaluation mode.
+
+    A batch is that of all processes together, in retrieval too.
+    """
     model.eval()
     sums: dict[str, float] = {}
     for batch in loader:
         losses, image, report = model(batch.to(accelerator.device))
-        values = losses.named() | retrieval_accuracy(image, report)
+        everybody = [replace(tokens, pooled=gather(tokens.pooled)) for tokens in (image, report)]
+        values = losses.named() | retrieval_accuracy(*everybody)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(accelerator.reduce(value, "mean"))
     model.train()
@@ -270,36 +242,6 @@ def retrieval_accuracy(image: Tokens, report: Tokens) -> dict[str, Tensor]:
         hits = [((direction > own).sum(dim=1) < k).float().mean() for direction in (scores, scores.T)]
         found[f"top{k}"] = (hits[0] + hits[1]) / 2
     return found
-
-
-@dataclass(frozen=True)
-class _Keeper:
-    """Writes the checkpoints of a run, from the main process alone."""
-
-    out: Path
-    model: MGCA
-    tokenizer: PreTrainedTokenizerBase
-    optimizer: torch.optim.Optimizer
-    identity: dict[str, Any]
-    accelerator: Accelerator
-
-    def save_best(self, state: _Progress) -> None:
-        if self.accelerator.is_main_process:
-            provenance = self.identity | {"step": state.step, "versions": package_versions()}
-            save_checkpoint(self.out / "best", self.model, self.tokenizer, provenance=provenance)
-
-    def save_last(self, state: _Progress) -> None:
-        if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.out / "last",
-                self.model,
-                self.tokenizer,
-                provenance=self.identity | {"step": state.step, "versions": package_versions()},
-                state=_optimizer_tensors(self.optimizer),
-                counters=asdict(state),
-            )
-            _write_json(self.out / HISTORY_FILE, state.history)
-        self.accelerator.wait_for_everyone()
 
 
 def _optimiser_step(
@@ -332,49 +274,11 @@ def _optimiser_step(
     return dict(zip(PARTS, accelerator.reduce(parts, "mean").tolist(), strict=True))
 
 
-def _look_into(out: Path, identity: dict[str, Any], *, resume: bool) -> Pretraining | None:
-    """Refuse a folder that holds another run; return the run if it is finished; else ``None``."""
-    marker = out / FINISHED_FILE
-    found = find_checkpoint(out / "last")
-    if not resume and (marker.exists() or found is not None):
-        raise PretrainError(f"{out}: already holds a run; use --resume to go on with it, or choose another folder")
-    stored: dict[str, Any] | None = None
-    try:
-        if marker.exists():
-            stored = dict(json.loads(marker.read_text(encoding="utf-8"))["identity"])
-        elif found is not None:
-            stored = dict(json.loads((found / "config.json").read_text(encoding="utf-8"))["provenance"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PretrainError(f"{out}: its run cannot be read ({error}); choose another folder") from None
-    if stored is None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PretrainError(f"{out}: cannot be made ({error.strerror}); choose another folder") from None
-        return None
-    for key, value in identity.items():
-        if stored.get(key) != value:
-            raise PretrainError(
-                f"{out}: holds a run with other {key}; choose another folder, or delete this one to train anew"
-            )
-    if not marker.exists():
-        return None
-    history = json.loads(marker.read_text(encoding="utf-8"))["history"]
-    return Pretraining(best=out / "best", last=out / "last", history=history, trained=False)
-
-
-def _identity(config: Config, studies: Studies, seed: int) -> dict[str, Any]:
-    """What makes two runs the same run."""
-    return {
-        "seed": seed,
-        "settings": config.to_dict(),
-        "data": {
-            "name": studies.card.name,
-            "sha256": studies.card.table_sha256,
-            "source": studies.card.source,
-            "restricted": studies.card.restricted,
-        },
-    }
+def _check_all_there(state: Progress, out: Path, accelerator: Accelerator) -> None:
+    """Raise where a node goes on and another begins: it would hang, or mix two runs."""
+    steps = accelerator.gather(torch.tensor([state.step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise PretrainError(f"{out}: the processes found checkpoints of the steps {steps}; all nodes must share it")
 
 
 def _tokenizer(config: Config, train: Studies) -> PreTrainedTokenizerBase:
@@ -454,7 +358,7 @@ def _step_seed(seed: int, step: int, process: int) -> int:
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
 
 
-def _stopped_early(state: _Progress, patience: int) -> bool:
+def _stopped_early(state: Progress, patience: int) -> bool:
     return bool(patience) and state.epochs_without_gain >= patience
 
 
@@ -469,10 +373,10 @@ def _check_finite(losses: dict[str, float], step: int, out: Path) -> None:
 
 def _report_step(
     bar: Any,
-    writer: SummaryWriter | None,
+    log: RunLog,
     losses: dict[str, float],
     rate: float,
-    state: _Progress,
+    state: Progress,
     config: Config,
     accelerator: Accelerator,
 ) -> None:
@@ -480,19 +384,16 @@ def _report_step(
     bar.set_postfix(
         {name: f"{value:.2f}" for name, value in losses.items()} | {"pairs/s": _speed(state, config, accelerator)}
     )
-    if writer is not None:
-        for name, value in losses.items():
-            writer.add_scalar(f"train/{name}", value, state.step)
-        writer.add_scalar("learning_rate", rate, state.step)
+    log.add({f"train/{name}": value for name, value in losses.items()} | {"learning_rate": rate}, state.step)
 
 
-def _speed(state: _Progress, config: Config, accelerator: Accelerator) -> int:
+def _speed(state: Progress, config: Config, accelerator: Accelerator) -> int:
     pairs = state.steps_summed * config.training.batch_size * config.training.accumulation * accelerator.num_processes
     return round(pairs / max(state.seconds, 1e-9))
 
 
 def _close_epoch(
-    state: _Progress,
+    state: Progress,
     epoch: int,
     rate: float,
     measured: dict[str, float],
@@ -512,33 +413,6 @@ def _close_epoch(
     state.history.append(row)
     state.sums = dict.fromkeys(PARTS, 0.0)
     state.steps_summed, state.seconds = 0, 0.0
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten AdamW's state to named tensors, which safetensors can hold."""
-    slots = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in slots.items() for name, value in slot.items()}
-
-
-def _restore(folder: Path, model: MGCA, optimizer: torch.optim.Optimizer) -> _Progress:
-    """Put weights and optimiser state back; returns where the run stood."""
-    tensors, counters = read_state(folder)
-    load_weights(model, folder / MODEL_FILE)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    try:
-        return _Progress(**counters)
-    except TypeError as error:
-        raise CheckpointError(f"{folder}: its training state is of another version ({error})") from None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 @dataclass(frozen=True)
@@ -570,11 +444,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]!r}; see python -m mgca_lib.pretrain --help")
         config = Config(profile=options.profile, model=model, alignment=alignment, training=training)
+        # TensorBoard writes from a thread of its own, which would print a traceback before its error gets here.
+        threading.excepthook = lambda _: None
         result = pretrain(config, load_studies(options.data), options.out, seed=options.seed, resume=options.resume)
     except (CheckpointError, ConfigError, DatasetError, EncoderError, PretrainError, TokenizerError) as error:
         # A loader process hands on its whole traceback as the message; the last line is the error's own.
         print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
         return 2
+    finally:
+        threading.excepthook = threading.__excepthook__
     state = "trained" if result.trained else "already trained"
     print(f"{state} {len(result.history)} epochs; best checkpoint: {result.best}")
     return 0

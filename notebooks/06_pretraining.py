@@ -151,17 +151,25 @@ if model is not None:
 # updated after every step; prototypes that stand still for the first epoch; early stopping when the validation loss
 # no longer falls.
 #
-# | | `smoke` | `demo` | `paper` (published) |
-# |---|---|---|---|
-# | image encoder | timm's `test_resnet` | a narrow ResNet-10 | ViT-B/16 or ResNet-50, ImageNet weights |
-# | report encoder | 2 layers, from scratch | 2 layers, from scratch | first 6 of 12 layers of Bio_ClinicalBERT |
-# | input | 64 px | 96 px | 224 px |
-# | prototypes $K$ | 12 | 64 | 500 |
-# | peak learning rate | 1e-3 | 1e-3 | 2e-5 |
-# | batch | 16 | 48 | 144 (72 on each of two GPUs) |
-#
-# Why is the learning rate of `paper` fifty times smaller? Its encoders start from trained weights and are to be bent, not
-# built. Those of `smoke` and `demo` start from nothing.
+# The next cell prints the three profiles from the settings themselves. Before you run it: `paper` starts both encoders
+# from trained weights, `smoke` and `demo` start from nothing. Which of them needs the larger learning rate?
+
+# %%
+import pandas as pd
+
+from mgca_lib.config import PROFILES
+
+shown = ("backbone", "text_layers", "image_size", "num_prototypes", "learning_rate", "warmup_fraction", "batch_size")
+recipes = {
+    name: {**vars(profile.model), **vars(profile.alignment), **vars(profile.training)}
+    for name, profile in PROFILES.items()
+}
+pd.DataFrame(recipes).loc[[*shown, "epochs"]]
+
+# %% [markdown]
+# The learning rate of `paper` is the smallest by far: trained weights are to be bent, not built. Its batch of 72 is that of
+# each of two GPUs; its report encoder is the first half of Bio_ClinicalBERT's layers, and the `demo` image encoder is a
+# ResNet-10 with half the usual width.
 
 # %%
 from mgca_lib import figures
@@ -195,8 +203,6 @@ trained = pretrain(run.config, studies, run.pretraining, seed=run.seed, resume=T
 print("trained now" if trained.trained else "found a finished run with the same settings, data and seed")
 
 # %%
-import pandas as pd
-
 history = pd.DataFrame(trained.history)
 columns = ["epoch", "train/total", "valid/instance", "valid/token", "valid/prototype", "valid/total", "valid/top1"]
 history[columns].round(3).iloc[:: max(1, len(history) // 8)]

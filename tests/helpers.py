@@ -113,10 +113,10 @@ def tiny_tokenizer(studies: Studies) -> PreTrainedTokenizerFast:
     return train_tokenizer(sorted(set(report_texts(studies))), vocabulary=SMALL["text_vocabulary"])
 
 
-def tiny_batch(studies: Studies, rows: list[int]) -> PairBatch:
+def tiny_batch(studies: Studies, rows: list[int], *, max_pieces: int = 112) -> PairBatch:
     """A batch of these rows, centre crops."""
     transform = ImageTransform(SMALL["stored_size"], SMALL["image_size"])
-    pairs = PairImages(studies, tiny_tokenizer(studies), transform, max_pieces=112, seed=0)
+    pairs = PairImages(studies, tiny_tokenizer(studies), transform, max_pieces=max_pieces, seed=0)
     return pairs.collate([pairs[row] for row in rows])
 
 

@@ -292,6 +292,45 @@ def test_padding_does_not_change_a_report():
     assert (long.local[:, 4:] == 0).all()
 
 
+def test_shifted_weights_are_those_of_the_right_neighbour():
+    """Upstream's slip: the row of attentions without its first entry, against the pieces with theirs."""
+    model = bert()
+    pieces, keep, words = report_batch()
+    with torch.no_grad():
+        right = ReportEncoder(model)(pieces, keep, words, 4)
+        shifted = ReportEncoder(model, shifted_weights=True)(pieces, keep, words, 4)
+    for name in ("pooled", "local", "keep"):
+        assert torch.equal(getattr(shifted, name), getattr(right, name))
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = eager(input_ids=pieces, attention_mask=keep.long(), output_attentions=True)
+    a = output.attentions[-1].mean(dim=1)[:, 0]
+    expected = torch.zeros(3, 4)
+    expected[0] = torch.stack([a[0, 2], a[0, 3] + a[0, 4], a[0, 5], a[0, 6] + a[0, 7]])  # the last one is [SEP]'s
+    expected[1, 0] = a[1, 2] + a[1, 3] + a[1, 4]
+    expected[2, :2] = torch.stack([a[2, 2], a[2, 3]])
+    torch.testing.assert_close(shifted.weight, expected, rtol=1e-5, atol=1e-7)
+    assert (shifted.weight - right.weight)[0].abs().max() > 0.01
+
+
+def test_a_full_report_loses_its_last_word_where_asked():
+    model = bert()
+    pieces, keep, words = report_batch()  # 8, 5 and 4 pieces long
+    with torch.no_grad():
+        whole = ReportEncoder(model)(pieces, keep, words, 4)
+        unharmed = ReportEncoder(model, full_length=9)(pieces, keep, words, 4)
+        lossy = ReportEncoder(model, full_length=8)(pieces, keep, words, 4)
+    for name in ("pooled", "local", "keep", "weight"):
+        assert torch.equal(getattr(unharmed, name), getattr(whole, name))
+    assert lossy.keep.tolist() == [[True, True, True, False], [True] + [False] * 3, [True, True, False, False]]
+    assert torch.equal(lossy.pooled, whole.pooled)
+    assert torch.equal(lossy.local[:, :3], whole.local[:, :3])
+    assert torch.equal(lossy.weight[:, :3], whole.weight[:, :3])
+    assert not lossy.local[0, 3].any()
+    assert lossy.weight[0, 3] == 0
+
+
 def slow_merge(values, word_ids, num_words):
     words = torch.zeros(len(values), num_words, values.shape[2], dtype=values.dtype)
     keep = torch.zeros(len(values), num_words, dtype=torch.bool)
@@ -464,6 +503,24 @@ def test_local_head_equals_the_global_one_on_real_slots():
     assert found.dtype == torch.float32
     torch.testing.assert_close(found[keep], twin(values[keep]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("extra", [0, 4])
+def test_a_padded_local_head_lets_every_slot_into_its_statistics(extra):
+    torch.manual_seed(0)
+    head, twin = LocalProjection(6, hidden=7, joint=4, padded=True), GlobalProjection(6, hidden=7, joint=4)
+    twin.layers[0].load_state_dict(head.enter.state_dict())
+    twin.layers[3].load_state_dict(head.leave.state_dict())
+    keep = torch.arange(5 + extra) < torch.tensor([[5], [2], [3]])
+    values = torch.randn(3, 5 + extra, 6).masked_fill(~keep[..., None], 0.0)
+    found = head(values, keep)
+    torch.testing.assert_close(found.flatten(0, 1), twin(values.flatten(0, 1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head.enter_norm.running_mean, twin.layers[1].running_mean)
+    torch.testing.assert_close(head.leave_norm.running_var, twin.layers[4].running_var)
+    padding = found[~keep]
+    torch.testing.assert_close(padding, padding[:1].expand_as(padding))  # one and the same vector everywhere
+    head.padded = False
+    assert (head(values, keep)[keep] - found[keep]).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("kind", [GlobalProjection, LocalProjection])

@@ -10,6 +10,7 @@ from mgca_lib.evaluation.prototypes import (
     assign_prototypes,
     cluster_agreement,
     dominant_finding,
+    kmeans_prototypes,
     modality_agreement,
     nearest_members,
     project,
@@ -42,6 +43,43 @@ def test_measures_equal_scikit_learn():
         assert result.measures[name].mean == pytest.approx(value, abs=1e-12), name
     assert result.measures["nmi"].mean == pytest.approx(metrics.normalized_mutual_info_score(labels, clusters))
     assert result.clusters == 9
+    assert result.v_measure.mean == pytest.approx(expected["nmi"], abs=1e-12)
+
+
+def test_above_chance_shifts_the_whole_interval():
+    rng = np.random.default_rng(4)
+    result = cluster_agreement(rng.integers(0, 5, 80), rng.choice(["a", "b"], 80), resamples=20)
+    for name in ("purity", "nmi"):
+        whole, above = result.measures[name], result.above_chance(name)
+        shifts = [getattr(whole, part) - getattr(above, part) for part in ("mean", "low", "high")]
+        assert shifts == pytest.approx([result.chance[name]] * 3)
+        assert above.n == 80
+
+
+def test_nmi_with_shuffled_labels_grows_with_the_number_of_clusters():
+    labels = np.random.default_rng(5).choice(["a", "b", "c"], 200)
+    shuffled = [
+        cluster_agreement(np.arange(200) % count, labels, resamples=2, permutations=50).chance["nmi"]
+        for count in (2, 8, 32, 128)
+    ]
+    assert shuffled == sorted(shuffled)
+    assert shuffled[0] < 0.02
+    assert shuffled[-1] > 0.2
+
+
+def test_kmeans_prototypes_find_blobs_and_judge_other_studies():
+    centres, number, points = blobs()
+    found = kmeans_prototypes(torch.tensor(points[:40]), 3)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.norm(dim=1), 1, rtol=1e-5)
+    unit = torch.nn.functional.normalize(torch.tensor(centres).float(), dim=1)
+    match = (found @ unit.T).max(dim=1)
+    assert sorted(match.indices.tolist()) == [0, 1, 2]
+    assert match.values.min() > 0.99
+    clusters = assign_prototypes(torch.tensor(points[40:]), found).cluster
+    assert metrics.adjusted_rand_score(number[40:], clusters) == 1
+    scaled = torch.tensor(points[:40]) * torch.linspace(0.1, 10, 40)[:, None]
+    np.testing.assert_allclose(kmeans_prototypes(scaled, 3), found, atol=1e-5)  # the norm carries no weight
 
 
 def test_perfect_and_degenerate_clusterings():
@@ -153,6 +191,8 @@ def test_perplexity_is_handed_on_and_cut_for_few_points():
         (lambda: assign_prototypes(torch.ones(2, 3), torch.ones(2, 4)), "expected"),
         (lambda: assign_prototypes(torch.ones(2, 3), torch.ones(2, 3), temperature=0), "positive"),
         (lambda: cluster_agreement(np.zeros(3, int), ["a"]), "clusters for"),
+        (lambda: kmeans_prototypes(torch.ones(3, 2), 4), "between 1 and the 3 studies"),
+        (lambda: kmeans_prototypes(torch.full((3, 2), torch.nan), 2), "not finite"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mgca_lib import figures
+from mgca_lib.figures import tokens
+from mgca_lib.figures.style import readable
 
 RNG = np.random.default_rng(0)
 FILM = RNG.uniform(size=(40, 30))
@@ -32,6 +34,26 @@ CASES = [
     {"film": FILM, "caption": "nothing"},
 ]
 
+STUDY = {
+    "name": "study 1",
+    "film": FILM,
+    "words": ["left", "effusion", "seen"],
+    "maps": [np.eye(4), np.ones((4, 4)), None],
+    "masks": [MASK, MASK, None],
+    "scores": [{"hit": False, "chance": 0.1125, "contrast": 0.5}, {"hit": True, "chance": 0.1125, "contrast": 0}, None],
+    "window": (5, 10, 20, 20),
+}
+PLATE = [
+    {
+        **STUDY,
+        "words": STUDY["words"][:2],
+        "maps": STUDY["maps"][:2],
+        "masks": [MASK, None],
+        "caption": "left effusion",
+    },
+    {"film": FILM[:30], "words": ["edema"], "maps": [np.eye(2)]},
+]
+
 EXAMPLES = {
     "image_grid": lambda: figures.image_grid([FILM] * 5, list("abcde"), columns=3),
     "image_with_masks": lambda: figures.image_with_masks(FILM, [MASK], ["edema"], boxes=[(3, 5, 9, 15)]),
@@ -40,6 +62,9 @@ EXAMPLES = {
     "patch_grid": lambda: figures.patch_grid(FILM, (4, 3), weights=np.full(12, 1 / 12)),
     "word_heat_maps": lambda: figures.word_heat_maps(FILM, [FILM, FILM[:8, :8]], ["left", "edema"], masks=[None, MASK]),
     "prototype_grid": lambda: figures.prototype_grid([[FILM] * 3, [FILM]], [["edema"] * 3, ["nodule"]], ["one", "two"]),
+    "word_plate": lambda: figures.word_plate(PLATE),
+    "word_panel": lambda: figures.word_panel(STUDY, 1),
+    "explore_words": lambda: figures.explore_words([STUDY], interactive=False),
     "report_with_spans": lambda: figures.report_with_spans(
         {"findings": "No edema seen. " * 30, "impression": ""}, [SPAN]
     ),
@@ -63,6 +88,11 @@ EXAMPLES = {
         {"image to report": {1: CELL, 5: CELL}}, chance={1: 0.1, 5: 0.5}
     ),
     "grounding_bars": lambda: figures.grounding_bars({"edema": CELL | {"chance": 0.1, "control": float("nan")}}),
+    "interval_dots": lambda: figures.interval_dots(
+        {"macro": {"random": CELL, "mgca": CELL}, "edema": {"mgca": CELL, "other": {"mean": 0.6}}},
+        value_label="AUROC",
+        levels={"chance": 0.5},
+    ),
     "projection_maps": lambda: figures.projection_maps(
         {"t-SNE": (POINTS, STARS), "UMAP": (POINTS, STARS)}, FINDINGS, CLUSTERS, top_clusters=3
     ),
@@ -85,7 +115,7 @@ def test_every_public_figure_has_an_example():
     public = {
         name
         for name, function in inspect.getmembers(figures, inspect.isfunction)
-        if not name.startswith("_") and function.__module__ == figures.__name__
+        if not name.startswith("_") and function.__module__.startswith(figures.__name__)
     }
     helpers = {"course_style", "save_figure", "finding_colour", "method_colour"}
     assert public - helpers == set(EXAMPLES)
@@ -118,6 +148,8 @@ def test_a_figure_is_drawn_inside_its_frame_and_nothing_global_is_left(name, dra
         ("localisation_cases", ["film alone", "hit", "0.90", "ground truth", "found"]),
         ("patch_grid", ["4 x 3 = 12 patches", "times the equal share"]),
         ("word_heat_maps", ["image alone", "“edema”", "attention, times its mean over the image"]),
+        ("word_plate", [" \nfilm alone", "“left”", "a  left effusion", "b", "brightest pixel", "what the encoder sees"]),
+        ("word_panel", ["film alone", "“effusion”", "its report", "seen", "times its mean"]),
         ("report_with_spans", ["Findings", "struck through: denied", "dotted: uncertain", "seen."]),
         ("label_counts", ["images", "train", "test", "9"]),
         ("word_weights", ["equal share", "w29", "weight"]),
@@ -126,6 +158,7 @@ def test_a_figure_is_drawn_inside_its_frame_and_nothing_global_is_left(name, dra
         ("probe_bars", ["macro AUROC", "share of training labels", "published", "foot of the bars: chance"]),
         ("retrieval_curve", ["recall at K (%)", "K", "chance"]),
         ("grounding_bars", ["edema  (n = 3)", "blind guess"]),
+        ("interval_dots", ["macro", "edema", "random", "mgca", "other", "AUROC", "chance"]),
         ("projection_maps", ["t-SNE, by disease", "UMAP, by prototype", "unused prototype", "1 others"]),
         ("embedding_maps", ["perplexity 5", "perplexity 30", "edema", "no finding", "dominant finding"]),
         ("course_map", ["Instance alignment", "Token alignment", "Prototype alignment", "not for clinical use"]),
@@ -142,6 +175,8 @@ def test_films_are_drawn_whole_and_in_a_fixed_window(drawn):
         "image_grid",
         "image_with_masks",
         "word_heat_maps",
+        "word_plate",
+        "word_panel",
         "patch_grid",
         "stride_grids",
         "localisation_cases",
@@ -163,6 +198,68 @@ def test_flat_attention_leaves_the_film_untouched(drawn):
     assert np.max(sharp.get_alpha()) > 0.7
     np.testing.assert_allclose(sharp.get_array(), 4 * np.eye(4))
     assert flat.get_clim() == sharp.get_clim() == (1, 4)
+
+
+def test_plate_lays_maps_into_the_window_on_one_scale_and_crosses_their_peaks(drawn):
+    film, left, flat, other_film, edema, empty = drawn["word_plate"].axes[:6]
+    assert [len(axis.get_images()) for axis in (film, left, flat, other_film, edema, empty)] == [1, 2, 2, 1, 2, 0]
+    assert tuple(left.get_images()[1].get_extent()) == (4.5, 24.5, 29.5, 9.5)
+    assert tuple(edema.get_images()[1].get_extent()) == (-0.5, 29.5, 29.5, -0.5)
+    assert {axis.get_images()[1].get_clim() for axis in (left, flat, edema)} == {(1, 4)}  # np.eye(4) is 4 x its mean
+    crosses = [[line.get_xydata()[0].tolist() for line in axis.lines] for axis in (film, left, edema)]
+    # Cells of 5 x 5 and 15 x 15 pixels; the first of equal maxima lies in the upper left one.
+    assert crosses == [[], [[7.0, 12.0]], [[7.0, 7.0]]]
+    assert [len(axis.collections) for axis in (left, flat, edema)] == [1, 0, 0]
+    assert len(film.patches) == 0
+    np.testing.assert_allclose(left.patches[0].get_bbox().extents, (4.5, 9.5, 24.5, 29.5))
+
+
+def test_colour_bar_is_as_transparent_as_the_overlays(drawn):
+    figure = drawn["word_plate"]
+    bar = figure.axes[-1]
+    strength = bar.collections[-1].get_cmap()(np.array([0.0, 1.0]))[:, 3]
+    np.testing.assert_allclose(strength, [0, 0.8**0.7])
+    assert np.max(figure.axes[1].get_images()[1].get_alpha()) == pytest.approx(0.8**0.7)
+
+
+@pytest.mark.parametrize("studies", [[], [{"film": FILM, "words": [], "maps": []}]])
+def test_an_empty_plate_is_refused(studies):
+    with pytest.raises(ValueError, match="at least one"):
+        figures.word_plate(studies)
+
+
+def test_pdf_keeps_text_and_lines_as_vectors_and_gives_the_same_bytes(tmp_path):
+    first = figures.save_figure(figures.word_plate(PLATE), tmp_path / "one.pdf").read_bytes()
+    assert first == figures.save_figure(figures.word_plate(PLATE), tmp_path / "two.pdf").read_bytes()
+    assert first.startswith(b"%PDF")
+    assert b"/CIDFontType2" in first or b"/TrueType" in first  # embedded outlines, not pictures of text
+    assert b"/Type3" not in first
+    assert b"CreationDate" not in first
+    with pytest.raises(ValueError, match=r"as \.png or \.pdf"):
+        figures.save_figure(figures.image_grid([FILM]), tmp_path / "one.tiff")
+
+
+def test_prototype_grid_shows_films_and_reports_side_by_side():
+    reports = [[("edema", "vascular congestion " * 30), ("nodule", "round")], [("nodule", "a mass")]]
+    figure = figures.prototype_grid([[FILM] * 3, [FILM]], [["edema"] * 3, ["nodule"]], ["one", "two"], reports=reports)
+    assert {"nearest films", "nearest reports", "round", "a mass", "one"} <= set(texts(figure))
+    (long,) = [text for text in figure.findobj(mpl.text.Text) if text.get_text().startswith("vascular")]
+    assert long.get_text().endswith(" ...")
+    assert [len(axis.get_images()) for axis in figure.axes] == [1, 1, 1, 0, 1, 0, 0, 0]
+    colours = {text.get_text(): text.get_color() for text in figure.axes[3].texts}
+    assert colours["edema"] == readable(figures.finding_colour("edema"))
+    with pytest.raises(ValueError, match="zip"):
+        figures.prototype_grid([[FILM]], [["edema"]], ["one"], reports=[])
+
+
+def test_many_stars_are_drawn_smaller():
+    def size(count):
+        stars = np.random.default_rng(0).normal(size=(count, 2))
+        figure = figures.projection_maps({"t-SNE": (POINTS, stars)}, FINDINGS, CLUSTERS)
+        return max(part.get_sizes()[0] for part in figure.axes[0].collections if len(part.get_offsets()) < 60 * count)
+
+    assert size(6) == 95
+    assert size(500) < 30
 
 
 def test_outline_follows_the_mask():
@@ -207,6 +304,19 @@ def test_probe_bars_stand_on_chance(drawn):
     assert not [line for line in drawn["probe_bars"].axes[1].lines if line.get_marker() == "D"]
 
 
+def test_interval_dots_stand_in_the_row_of_their_name(drawn):
+    (axis,) = drawn["interval_dots"].axes
+    dots = {line.get_label(): line for line in axis.lines if line.get_marker() == "o"}
+    np.testing.assert_allclose(dots["mgca"].get_xdata(), [0.8, 0.8])
+    assert [round(y) for y in dots["mgca"].get_ydata()] == [0, 1]
+    assert [round(y) for y in dots["other"].get_ydata()] == [1]  # only the second row has it
+    assert dots["random"].get_ydata()[0] < dots["mgca"].get_ydata()[0]
+    bars = [line for line in axis.lines if list(line.get_xdata()) == [0.7, 0.9]]
+    assert len(bars) == 3  # "other" has no interval
+    assert dots["mgca"].get_color() == figures.METHOD_COLOURS["mgca"]
+    assert dots["other"].get_color() not in figures.METHOD_COLOURS.values()
+
+
 def test_projection_draws_every_study_and_star_in_each_panel(drawn):
     for axis in drawn["projection_maps"].axes:
         offsets = [len(part.get_offsets()) for part in axis.collections]
@@ -224,6 +334,14 @@ def test_embedding_maps_draw_every_point_in_the_colour_of_its_group():
     assert {tuple(np.asarray(at)): tuple(colour[:3]) for at, colour in drawn} == expected
 
 
+def test_embedding_maps_take_colours_of_groups_of_their_own():
+    groups = np.array(["phantoms", "NIH"] * 25)
+    figure = figures.embedding_maps({"t-SNE": POINTS}, groups, colours=figures.COLLECTION_COLOURS)
+    (points,) = figure.axes[0].collections
+    drawn = {mpl.colors.to_hex(colour).upper() for colour in points.get_facecolor()}
+    assert drawn == {figures.COLLECTION_COLOURS["phantoms"], figures.COLLECTION_COLOURS["NIH"]}
+
+
 def test_composition_bars_add_up():
     figure = figures.prototype_composition(CLUSTERS, FINDINGS)
     assert sum(bar.get_height() for bar in figure.axes[0].patches) == len(CLUSTERS)
@@ -232,7 +350,7 @@ def test_composition_bars_add_up():
 
 def test_report_words_are_marked_by_their_number():
     spans = [SPAN | {"first_word": 1, "last_word": 1}, SPAN | {"first_word": 3, "last_word": 4, "finding": "nodule"}]
-    pieces = figures._pieces("No - edema, or a nodule.", spans)
+    pieces = tokens._pieces("No - edema, or a nodule.", spans)
     assert [(text, span["finding"] if span else "") for text, span in pieces] == [
         ("No", ""),
         ("-", ""),

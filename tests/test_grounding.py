@@ -23,6 +23,7 @@ from mgca_lib.evaluation.grounding import (
     phrase_mask,
     phrase_positions,
     score_region,
+    score_words,
     summarise_grounding,
     word_maps,
 )
@@ -167,6 +168,32 @@ def test_scores_of_a_map_that_knows_and_of_one_that_does_not(truth):
         "mask outside the crop": 0,
     }
     assert np.isnan(table["control"]).all()
+
+
+def test_each_word_is_scored_against_the_finding_it_speaks_of(truth):
+    folder, _, studies = truth
+    phrases = load_phrases(folder, studies)
+    square = {"stored_size": 40, "image_size": 40}
+    words = report_texts(studies)[0].split()
+    corner = torch.zeros(len(words), 16)
+    corner[:, 15] = 1.0  # lower right: inside the left effusion, which covers the lower half right of the middle
+    corner[0] = 0.0  # a word without a piece
+    scores = score_words(phrases, corner, 0, **square)
+    spoken = {
+        place for phrase in phrases.table.itertuples() if phrase.row == 0 and phrase.mask for place in phrase.positions
+    }
+    assert {place for place, score in enumerate(scores) if score} == spoken - {0}
+    assert len(scores) == len(words)
+    assert spoken
+    for place in spoken - {0}:
+        path, score = scores[place]
+        mask = phrase_mask(phrases, path, **square)
+        assert path == "masks/left.png"
+        expected = score_region(enlarge_map(corner[place], image_size=40), mask)
+        assert (score.hit, score.chance, score.contrast) == (expected.hit, expected.chance, expected.contrast)
+    cut = score_words(phrases, corner[:2], 0, **square)
+    assert len(cut) == 2
+    assert score_words(phrases, torch.zeros(3, 16), 0, **square) == [None] * 3
 
 
 def test_words_that_the_tokenizer_cut_off_are_counted(truth):

@@ -160,3 +160,29 @@ def test_module_on_one_process_is_the_function():
         assert module(image, report, text_id=text_id).item() == pytest.approx(
             slow_loop(image, report, 0.2, exclude), rel=1e-12
         )
+
+
+@pytest.mark.parametrize(("groups", "shares"), [(1, [7]), (2, [4, 3]), (3, [3, 2, 2])])
+def test_local_groups_are_so_many_lonely_processes(groups, shares):
+    image, report = pair()
+    module = InstanceAlignment(temperature=0.2, gather=False, local_groups=groups)
+    parts = zip(image.split(shares), report.split(shares), strict=True)
+    expected = sum(slow_loop(own_image, own_report, 0.2) for own_image, own_report in parts) / groups
+    assert module(image, report).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_equal_texts_are_masked_inside_a_local_group():
+    image, report = pair()
+    text_id = torch.tensor([4, 9, 4, 1, 9, 2, 3])  # the two nines fall into different shares
+    module = InstanceAlignment(temperature=0.2, gather=False, local_groups=2)
+    exclude = torch.zeros(4, 4)
+    exclude[0, 2] = exclude[2, 0] = 1
+    expected = slow_loop(image[:4], report[:4], 0.2, exclude) + slow_loop(image[4:], report[4:], 0.2)
+    assert module(image, report, text_id=text_id).item() == pytest.approx(expected / 2, rel=1e-12)
+
+
+def test_local_groups_name_what_they_contradict():
+    with pytest.raises(ValueError, match="local_groups = 2 contradicts"):
+        InstanceAlignment(local_groups=2)
+    with pytest.raises(ValueError, match="local_groups must be 1 or more, got 0"):
+        InstanceAlignment(gather=False, local_groups=0)

@@ -16,7 +16,14 @@ from torch.utils.data import TensorDataset
 from mgca_lib.data.tasks import Task
 from mgca_lib.evaluation import linear_probe as module
 from mgca_lib.evaluation.features import Features
-from mgca_lib.evaluation.linear_probe import UpstreamRecipe, draw_labels, linear_probe, probe_gain, score
+from mgca_lib.evaluation.linear_probe import (
+    UpstreamRecipe,
+    draw_labels,
+    linear_probe,
+    probe_gain,
+    probe_interval,
+    score,
+)
 
 TWO = Task("two", "multilabel", ("edema", "nodule"), "auroc")
 THREE = Task("three", "multiclass", ("normal", "pneumonia", "COVID-19"), "accuracy")
@@ -381,3 +388,39 @@ def test_datasets_and_features_are_not_mixed_up():
     train.targets[0, 0] = -1
     with pytest.raises(ValueError, match="map uncertain labels first"):
         linear_probe(train, valid, test, task=TWO, fraction=1.0, seeds=[0])
+
+
+def test_interval_over_patients_draws_whole_patients_and_averages_the_seeds():
+    train, valid, test = splits()
+    probes = linear_probe(train, valid, test, task=TWO, fraction=0.2, seeds=[0, 1, 2], resamples=10)
+    patients = np.repeat(np.arange(30), 10)
+    found = probe_interval(probes, test.targets, TWO, groups=patients, resamples=60)
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(60):  # written out with scikit-learn's AUROC
+        rows = np.concatenate([np.flatnonzero(patients == one) for one in rng.integers(30, size=30)])
+        scores = [
+            roc_auc_score(test.targets[rows, c], outputs[rows, c]) for outputs in probes.outputs for c in range(2)
+        ]
+        drawn.append(np.mean(scores))
+    assert found.mean == pytest.approx(np.mean(probes.values), abs=1e-9)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(drawn, [0.025, 0.975]), atol=1e-9)
+    assert found.n == 30
+
+
+def test_interval_of_a_gain_is_paired():
+    train, valid, test = splits()
+    probes = linear_probe(train, valid, test, task=TWO, fraction=0.2, seeds=[0, 1], resamples=10)
+    same = probe_interval(probes, test.targets, TWO, baseline=probes, resamples=20)
+    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
+    noisy = [Features(part.values[:, ::-1].copy(), part.targets, part.image_ids) for part in (train, valid, test)]
+    noisy[0].values[:] = np.random.default_rng(5).normal(size=noisy[0].values.shape)
+    worse = linear_probe(*noisy, task=TWO, fraction=0.2, seeds=[0, 1], resamples=10)
+    gain = probe_interval(probes, test.targets, TWO, baseline=worse, resamples=50)
+    assert gain.mean == pytest.approx(np.mean(probes.values) - np.mean(worse.values), abs=1e-9)
+    assert gain.low > 0
+    other = linear_probe(train, valid, test, task=TWO, fraction=0.2, seeds=[7, 8], resamples=10)
+    with pytest.raises(ValueError, match="same seeds"):
+        probe_interval(probes, test.targets, TWO, baseline=other)
+    with pytest.raises(ValueError, match="300 test outputs for 299 targets"):
+        probe_interval(probes, test.targets[:-1], TWO)

@@ -45,8 +45,8 @@ def padded(batch, amount=4):
 
 
 def permuted(batch, order):
-    changed = {name: getattr(batch, name)[order] for name in ("images", "pieces", "piece_keep", "word_ids", "rows")}
-    return replace(batch, **changed)
+    names = ("images", "pieces", "piece_keep", "word_ids", "rows", "text_ids")
+    return replace(batch, **{name: getattr(batch, name)[order] for name in names})
 
 
 def assert_same_losses(one, two, tolerance=1e-5):
@@ -230,3 +230,62 @@ def test_gathering_is_switched_by_the_configuration(studies):
         model = model_of(studies, gather=gather)
         assert model.instance_alignment.gather is gather
         assert model.prototype_alignment.distributed is gather
+
+
+# ---- the published code's deviations, one at a time
+
+SWITCHES = {
+    "shifted_word_weights": ({}, {"token"}, {"weight"}),
+    "lost_last_word": ({"max_pieces": 8}, {"token"}, {"keep", "weight", "local"}),
+    "padded_batchnorm": ({}, {"token"}, {"local"}),
+    "padded_softmax": ({}, {"token"}, set()),
+    "unnormalized_context": ({}, {"token"}, set()),
+    "mask_same_text": ({}, {"instance"}, set()),
+    "local_groups": ({"gather": False}, {"instance", "prototype"}, set()),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_changes_its_own_loss_and_tokens_and_no_other(studies, name):
+    base, losses, tokens = SWITCHES[name]
+    batch = tiny_batch(studies, list(range(8)), max_pieces=base.get("max_pieces", 112))
+    on = {name: 2 if name == "local_groups" else True}
+    if name == "padded_batchnorm":  # two heads alike but for their statistics need equally many slots
+        batch = replace(batch, num_words=111)
+    if name == "mask_same_text":
+        assert len(set(batch.text_ids.tolist())) < 8
+    outcomes = []
+    for settings in (base, base | on):
+        model = model_of(studies, **settings)  # in training mode, with the same weights
+        outcomes.append(model(batch))
+    (before, image, report), (after, other_image, other_report) = outcomes
+    for part in ("instance", "token", "prototype"):
+        change = abs(getattr(before, part) - getattr(after, part)).item()
+        assert change > 1e-4 if part in losses else change == 0, part
+    assert torch.equal(image.local, other_image.local)
+    assert torch.equal(image.pooled, other_image.pooled)
+    width = report.keep.shape[1]
+    for part in ("pooled", "local", "keep", "weight"):
+        one, two = getattr(report, part), getattr(other_report, part)
+        two = two if part == "pooled" else two[:, :width]
+        if part == "local":  # padded slots hold what they like
+            one, two = one[report.keep], two[report.keep]
+        assert torch.allclose(one.float(), two.float(), atol=1e-6) is (part not in tokens), part
+
+
+def test_upstream_is_its_switches_together(studies, batch):
+    names = ("shifted_word_weights", "lost_last_word", "padded_batchnorm", "padded_softmax")
+    for upstream, more in (("resnet", ()), ("vit", ("unnormalized_context",))):
+        together = model_of(studies, **dict.fromkeys((*names, *more), True))(batch)[0]
+        combined = model_of(studies, upstream=upstream)(batch)[0]
+        for name in PARTS:
+            assert torch.equal(getattr(combined, name), getattr(together, name))
+
+
+@pytest.mark.parametrize("name", ["padded_batchnorm", "padded_softmax"])
+def test_where_padding_counts_its_amount_does_not_depend_on_the_batch(studies, batch, name):
+    """Upstream fills every report up to the same number of slots, 111."""
+    one, two = (model_of(studies, **{name: True}) for _ in range(2))
+    (losses, _, report), (again, _, _) = one(batch), two(padded(batch))
+    assert report.local.shape[1] == report.keep.shape[1] == 111
+    assert_same_losses(losses, again)

@@ -145,7 +145,7 @@ def test_workers_do_not_change_a_batch(studies):
 
     for alone, helped in zip(loaded(0), loaded(2), strict=True):
         assert alone.num_words == helped.num_words
-        for name in ("images", "pieces", "piece_keep", "word_ids", "rows"):
+        for name in ("images", "pieces", "piece_keep", "word_ids", "rows", "text_ids"):
             assert torch.equal(getattr(alone, name), getattr(helped, name)), name
 
 
@@ -167,6 +167,19 @@ def test_collating_pads_behind_and_marks_it(studies):
         assert batch.pieces[index].tolist() == pieces.tolist() + [0] * (max(lengths) - real)
         assert batch.word_ids[index].tolist() == words.tolist() + [-1] * (max(lengths) - real)
         assert batch.piece_keep[index].tolist() == [True] * real + [False] * (max(lengths) - real)
+
+
+def test_text_ids_are_equal_where_the_whole_reports_are(studies):
+    texts = report_texts(studies)
+    equal = [[one == two for two in texts] for one in texts]
+    assert any(equal[row][other] for row in range(12) for other in range(row))
+    for max_pieces in (112, 5):  # what was cut off counts, too
+        data = pairs(studies, max_pieces=max_pieces)
+        ids = data.collate([data[row] for row in range(12)]).text_ids
+        assert ids.dtype == torch.int64
+        assert (ids[:, None] == ids[None, :]).tolist() == equal
+        rest = data.collate([data[row] for row in (7, 3, 11)]).text_ids
+        assert torch.equal(rest, ids[[7, 3, 11]])
 
 
 def test_padding_has_the_tokenizer_s_id(studies):
@@ -195,6 +208,7 @@ def test_batches_move_between_devices(studies):
         "piece_keep",
         "word_ids",
         "rows",
+        "text_ids",
     }
     assert moved.num_words == batch.num_words
 

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from raw_trees import append, replace, write_csv, write_picture
 
 import data_scripts.conversion
@@ -83,6 +84,58 @@ def test_a_release_becomes_a_prepared_dataset(tmp_path):
     assert (table.loc["film 3.jpg", "findings"], list(table.loc["film 3.jpg", "sentences"])) == ("", [])
     assert table["view"].tolist() == ["PA", "AP", "AP", "AP"] * 5
     assert (tmp_path / "out" / row["image"]).is_file()
+
+
+def add_mask(folder, number, *, width=48, height=40):
+    """Write the lung mask of film ``number``: its left half; return the mask."""
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[:, : width // 2] = 255
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(mask).save(folder / f"film {number}.png")
+    return mask
+
+
+def test_lung_masks_lie_on_their_images(tmp_path):
+    raw = make_covid(tmp_path / "raw")
+    for number in (2, 3):
+        add_mask(tmp_path / "masks", number)
+    prepare(raw, tmp_path / "out", lung_masks=tmp_path / "masks", **OPTIONS)
+    studies = load_studies(tmp_path / "out")
+    table = studies.table.set_index("image_id")
+    assert (table["mask"] != "").sum() == 2
+    for name in ("film 2.png", "film 3.jpg"):
+        row = table.loc[name]
+        mask = np.asarray(Image.open(tmp_path / "out" / row["mask"]))
+        assert mask.shape == (row["height"], row["width"])
+        np.testing.assert_array_equal(mask > 0, [np.arange(row["width"]) < row["width"] // 2] * row["height"])
+    assert studies.card.options["masks"] == "lungs"
+    add_mask(tmp_path / "masks", 2, width=40, height=48)  # changed: another mask is another image to convert
+    summary = prepare(raw, tmp_path / "out", lung_masks=tmp_path / "masks", **OPTIONS)
+    assert summary.dropped["mask malformed"] == 1
+    assert summary.reused == 19
+    (tmp_path / "masks/film 2.png").write_bytes(b"<html>")
+    assert prepare(raw, tmp_path / "out", lung_masks=tmp_path / "masks", **OPTIONS).dropped["mask malformed"] == 1
+
+
+def test_lung_masks_that_are_not_there(tmp_path, capsys):
+    raw = make_covid(tmp_path / "raw")
+    assert main(["--raw", str(raw), "--out", str(tmp_path / "out"), "--lung-masks", str(tmp_path / "masks")]) == 2
+    assert "--lung-masks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("licences", "restricted"),
+    [
+        (["CC BY 4.0", "CC BY-NC-SA", "CC0", "CC BY-SA 3.0"], False),
+        (["CC BY 4.0", ""], True),
+        (["CC BY 4.0", "CC BY-NC-ND 4.0"], True),
+        (["CC BY 4.0", "ask the authors"], True),
+    ],
+)
+def test_restricted_as_soon_as_one_image_is(tmp_path, licences, restricted):
+    rows = [record(number, license=licences[number % len(licences)]) for number in range(8)]
+    prepare(make_covid(tmp_path / "raw", rows=rows), tmp_path / "out", **OPTIONS)
+    assert load_studies(tmp_path / "out").card.restricted is restricted
 
 
 def test_licence_and_reference_of_every_image_are_kept(tmp_path):

@@ -324,3 +324,32 @@ def test_evaluation_reads_the_queue_and_leaves_it_alone():
         assert torch.equal(value, before[name])
     alone = prototype_alignment_loss(report, image, module.prototypes.weight)
     assert abs(first.item() - alone.item()) > 1e-4
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_local_groups_balance_each_share_alone(groups):
+    image, report = random(6, 4), random(6, 4, seed=1)
+    module = PrototypeAlignment(5, 4, distributed=False, local_groups=groups).double().eval()
+    shares = zip(image.chunk(groups), report.chunk(groups), strict=True)
+    expected = sum(slow_loss(own_image, own_report, module.prototypes.weight) for own_image, own_report in shares)
+    assert module(image, report).item() == pytest.approx(expected / groups, rel=1e-11)
+
+
+def test_local_groups_each_have_the_queue_for_company():
+    image, report = random(6, 4), random(6, 4, seed=1)
+    module = PrototypeAlignment(5, 4, queue_size=7, distributed=False, local_groups=2).double()
+    module(random(4, 4, seed=2), random(4, 4, seed=3))
+    module.eval()
+    scores = {"image": module.prototypes(image), "report": module.prototypes(report)}
+    codes = {}
+    for name, queue in (("image", module.image_queue), ("report", module.report_queue)):
+        past = module.prototypes(queue.stored())
+        halves = [sinkhorn(torch.cat([own, past]))[:3] for own in scores[name].split(3)]
+        codes[name] = torch.cat(halves)
+    expected = swapped_prediction_loss(scores["image"], scores["report"], codes["image"], codes["report"])
+    assert torch.equal(module(image, report), expected)
+
+
+def test_local_groups_name_what_they_contradict():
+    with pytest.raises(ValueError, match="local_groups = 2 contradicts"):
+        PrototypeAlignment(5, 4, local_groups=2)

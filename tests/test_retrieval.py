@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from mgca_lib.evaluation.retrieval import chance_precision, chance_recall, retrieval_precision, retrieval_recall
+from mgca_lib.evaluation.retrieval import (
+    chance_precision,
+    chance_recall,
+    recall_in_batches,
+    retrieval_precision,
+    retrieval_recall,
+)
 
 
 def slow_rank(scores, correct):
@@ -115,6 +121,60 @@ def test_interval_draws_groups_together():
 def test_bad_input_is_refused(arguments, settings, message):
     with pytest.raises(ValueError, match=message):
         retrieval_recall(*arguments, **settings)
+
+
+def test_a_batch_of_everything_is_the_whole_test_set():
+    torch.manual_seed(7)
+    image, report = torch.randn(30, 4), torch.randn(30, 4)
+    texts = [f"text {number % 23}" for number in range(30)]
+    whole = retrieval_recall(image, report, texts=texts, resamples=5)
+    one = recall_in_batches(image, report, texts=texts, batch_size=30, draws=2)
+    for k in (1, 5, 10):
+        assert one.image_to_report[k] == pytest.approx(whole.image_to_report[k].mean, abs=1e-12)
+        assert one.report_to_image[k] == pytest.approx(whole.report_to_image[k].mean, abs=1e-12)
+        assert one.chance[k] == pytest.approx(whole.chance[k], abs=1e-12)
+
+
+def test_recall_in_pairs_equals_every_pair_by_hand():
+    # In a batch of two, image i finds its report iff it prefers it to that of its companion: over many draws the
+    # mean over all ordered pairs.
+    torch.manual_seed(8)
+    image, report = torch.randn(6, 3), torch.randn(6, 3)
+    unit = [torch.nn.functional.normalize(part, dim=1) for part in (image, report)]
+    scores = unit[0] @ unit[1].T
+    wins = [float(scores[i, i] > scores[i, j]) for i in range(6) for j in range(6) if i != j]
+    back = [float(scores[i, i] > scores[j, i]) for i in range(6) for j in range(6) if i != j]
+    found = recall_in_batches(image, report, batch_size=2, ks=(1, 2), draws=2000)
+    assert found.image_to_report[1] == pytest.approx(np.mean(wins), abs=0.025)  # four standard errors
+    assert found.report_to_image[1] == pytest.approx(np.mean(back), abs=0.025)
+    assert found.image_to_report[2] == found.chance[2] == 1
+    assert found.chance[1] == 0.5
+
+
+def test_smaller_batches_flatter_and_the_last_incomplete_one_is_dropped():
+    torch.manual_seed(9)
+    image = torch.randn(50, 8)
+    report = image + 2 * torch.randn(50, 8)
+    values = [recall_in_batches(image, report, batch_size=size, ks=(1,)).image_to_report[1] for size in (5, 20, 50)]
+    assert values[0] > values[1] > values[2]
+    # 50 = 2 x 20 + 10: of each draw 40 queries count, so a single draw is a multiple of 1/40
+    once = recall_in_batches(image, report, batch_size=20, ks=(1,), draws=1)
+    assert (once.image_to_report[1] * 40) == pytest.approx(round(once.image_to_report[1] * 40), abs=1e-9)
+    assert once == recall_in_batches(image, report, batch_size=20, ks=(1,), draws=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batches of 0 do not fit 3 pairs"),
+        ({"batch_size": 4}, "batches of 4 do not fit 3 pairs"),
+        ({"batch_size": 2, "draws": 0}, "draws must be at least 1"),
+        ({"batch_size": 2, "texts": ["a"]}, "1 texts for 3 pairs"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        recall_in_batches(torch.eye(3), torch.eye(3), **settings)
 
 
 def slow_precision(scores, labels, query, k, *, leave_out_own):

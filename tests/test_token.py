@@ -43,8 +43,10 @@ def contrast(anchors, attended, weight, temperature):
     return total
 
 
-def slow_loop(words, patches, keep, word_weight, patch_weight, temperature=0.1, upstream=None):
+def slow_loop(words, patches, keep, word_weight, patch_weight, temperature=0.1, upstream=None, **switches):
     """Word side and patch side from the equations, study by study, without any mask."""
+    padded = upstream is not None or switches.get("padded_softmax", False)
+    unnormalized = upstream == "vit" or switches.get("unnormalized_context", False)
     word_side = patch_side = 0.0
     for b in range(len(words)):
         all_words = [unit(word) for word in words[b].double().tolist()]
@@ -52,13 +54,13 @@ def slow_loop(words, patches, keep, word_weight, patch_weight, temperature=0.1, 
         real = [j for j in range(len(all_words)) if keep[b, j]]
         if not real:
             continue
-        slots = real if upstream is None else range(len(all_words))
+        slots = range(len(all_words)) if padded else real
         anchors = [all_words[j] for j in slots]
         seen = [unit(attend(word, all_patches, temperature)) for word in anchors]
         weight = [word_weight[b, j].item() for j in slots]
         word_side += contrast(anchors, seen, weight, temperature)
         read = [attend(p, [all_words[j] for j in real], temperature) for p in all_patches]
-        if upstream != "vit":
+        if not unnormalized:
             read = [unit(vector) for vector in read]
         patch_side += contrast(all_patches, read, patch_weight[b].tolist(), temperature)
     return word_side / len(words), patch_side / len(words)
@@ -117,6 +119,61 @@ def test_equals_the_slow_loop(shape, upstream):
     assert parts.patch_side.item() == pytest.approx(patch_side, rel=1e-11, abs=1e-12)
     loss = token_alignment_loss(**tokens, temperature=0.2, upstream=upstream)
     assert torch.equal(loss, parts.total)
+
+
+SWITCHES = ({"padded_softmax": True}, {"unnormalized_context": True})
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: next(iter(switches)))
+@pytest.mark.parametrize("lengths", [(5, 3, 1), (5, 5), (4, 0, 2)])
+def test_each_switch_equals_the_slow_loop_and_changes_its_own_side(lengths, switches):
+    tokens = study(lengths)
+    parts = token_alignment_parts(**tokens, **switches)
+    word_side, patch_side = oracle(tokens, **switches)
+    assert parts.word_side.item() == pytest.approx(word_side, rel=1e-11, abs=1e-12)
+    assert parts.patch_side.item() == pytest.approx(patch_side, rel=1e-11, abs=1e-12)
+    assert torch.equal(token_alignment_loss(**tokens, **switches), parts.total)
+    assert torch.equal(TokenAlignment(**switches)(**tokens), parts.total)
+    default = token_alignment_parts(**tokens)
+    own, other = ("word_side", "patch_side") if "padded_softmax" in switches else ("patch_side", "word_side")
+    assert torch.equal(getattr(parts, other), getattr(default, other))
+    if own == "patch_side" or min(lengths) < 5:  # without padding there is none to leave in
+        assert abs(getattr(parts, own) - getattr(default, own)) > 1e-3
+
+
+def test_upstream_modes_are_their_switches():
+    tokens = study()
+    for upstream, vit in (("resnet", False), ("vit", True)):
+        loss = token_alignment_loss(**tokens, padded_softmax=True, unnormalized_context=vit)
+        assert torch.equal(token_alignment_loss(**tokens, upstream=upstream), loss)
+        for switches in SWITCHES:
+            with pytest.raises(ValueError, match="decides the switches already"):
+                token_alignment_loss(**tokens, upstream=upstream, **switches)
+
+
+def test_both_switches_by_hand():
+    """Two real words and two padded slots, patches equal to the words; exp(cosine / temperature) is 32 ** cosine."""
+    words = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]], dtype=torch.float64)
+    settings = {
+        "words": words,
+        "patches": words[:, :2],
+        "word_keep": torch.tensor([[True, True, False, False]]),
+        "word_weight": torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64),
+        "patch_weight": None,
+        "temperature": 0.2 / math.log(2),
+    }
+    # A patch shares its attention 32 : 1 between its own word and the other, and so does a word between patches.
+    length = math.sqrt(32**2 + 1)
+    right, wrong = 32 / length, 1 / length
+    parts = token_alignment_parts(**settings)
+    assert parts.word_side.item() == pytest.approx(math.log(1 + 32 ** (wrong - right)), rel=1e-12)
+    assert parts.patch_side.item() == pytest.approx(math.log(1 + 32 ** (wrong - right)), rel=1e-12)
+    # The padded slots look like the second word: three wrong answers to word 1 where there was one.
+    padded = token_alignment_parts(**settings, padded_softmax=True)
+    assert padded.word_side.item() == pytest.approx(math.log(1 + 3 * 32 ** (wrong - right)), rel=1e-12)
+    # What a patch reads is (32, 1) / 33, shorter than 1.
+    unnormalized = token_alignment_parts(**settings, unnormalized_context=True)
+    assert unnormalized.patch_side.item() == pytest.approx(math.log(1 + 32 ** (-31 / 33)), rel=1e-12)
 
 
 def test_defaults_are_the_corrected_loss_at_a_tenth():
@@ -269,7 +326,7 @@ def test_a_tiny_temperature_stays_finite_and_keeps_padding_out():
     assert words.grad.isfinite().all()
 
 
-def test_the_patch_side_keeps_one_square_tensor_for_backward():
+def test_the_patch_side_keeps_no_square_tensor_for_backward():
     tokens = study(lengths=(3, 2), slots=3, num_patches=40)
     tokens["patches"].requires_grad_()
     storages = set()
@@ -282,7 +339,7 @@ def test_the_patch_side_keeps_one_square_tensor_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = token_alignment_loss(**tokens)
     assert loss.requires_grad
-    assert len(storages) == 1
+    assert not storages
 
 
 def test_module_is_the_function():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import warnings
 
 import numpy as np
@@ -29,6 +30,7 @@ from mgca_lib.evaluation.zero_shot import (
     encode_prompts,
     five_by_200,
     project_features,
+    template_pairs,
     zero_shot,
     zero_shot_scores,
 )
@@ -105,6 +107,30 @@ def test_only_keeps_the_order_that_is_asked_for():
 def test_incomplete_sets_are_refused(positive, negative, message):
     with pytest.raises(PromptError, match=message):
         PromptSet("bad", positive, negative)
+
+
+def test_templates_take_nouns_and_articles():
+    prompts = template_pairs(
+        "plain", ("{a}{finding} is seen.",), ("No {finding}.", "Clear lungs."), classes=("Edema", "Pneumothorax")
+    )
+    assert prompts.positive == {"Edema": ("pulmonary edema is seen.",), "Pneumothorax": ("a pneumothorax is seen.",)}
+    assert prompts.negative["Pneumothorax"] == ("No pneumothorax.", "Clear lungs.")
+    assert template_pairs("plain", ("{finding} noted",), ("no {finding}",)).classes == FIVE_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "classes", "message"),
+    [
+        ("There is edema.", "No {finding}.", FIVE_CLASSES, "'odd': positive sentence 'There is edema.' does not name"),
+        ("A {finding}.", "No {disease}.", FIVE_CLASSES, "'No {disease}.' may hold {finding} and {a} only"),
+        ("A {finding}.", "No {}.", FIVE_CLASSES, "'No {}.' may hold"),
+        ("A {finding}.", "No {.", FIVE_CLASSES, "'No {.' may hold"),
+        ("A {finding}.", "No {finding}.", ("Fracture",), "no noun for 'Fracture'; there are Atelectasis"),
+    ],
+)
+def test_templates_that_do_not_fit_are_refused(positive, negative, classes, message):
+    with pytest.raises(PromptError, match=re.escape(message)):
+        template_pairs("odd", (positive,), (negative,), classes=classes)
 
 
 # --- encoding ---

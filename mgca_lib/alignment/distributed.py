@@ -9,8 +9,10 @@ Scaling, in one place. ``DistributedDataParallel`` (DDP) *averages* parameter gr
   out again.
 - Prototype alignment: every process averages over its own samples, and only the row sums of
   Sinkhorn are shared. DDP's average of ``N`` local means is the mean over the global batch.
+- BatchNorm (:mod:`mgca_lib.batch_norm`): every process adds its share to the sums of the global batch, and
+  :func:`sum_across` adds up what all losses think of them. DDP's average takes the factor out again.
 
-Both give the loss and the parameter gradients of one process that sees the global batch, provided
+All give the loss and the parameter gradients of one process that sees the global batch, provided
 that every process holds equally many samples (drop the last, incomplete batch).
 """
 
@@ -95,6 +97,35 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return tensor if active_group() is None else _GatherWithGradient.apply(tensor)
 
 
+class _SumAcross(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=active_group())
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        return _SumAcross.forward(ctx, gradient)
+
+
+def sum_across(tensor: Tensor) -> Tensor:
+    """Add up the tensors of all processes; gradients flow back to every process, summed as well.
+
+    What a statistic over the global batch needs: its gradient on one process depends on the losses of all.
+
+    Args:
+        tensor: Floating point, the same shape and dtype on every process.
+
+    Returns:
+        The sum, the same on every process; ``tensor`` itself on one.
+
+    >>> sum_across(torch.tensor([3.0, 1.0])).tolist()
+    [3.0, 1.0]
+    """
+    return tensor if active_group() is None else _SumAcross.apply(tensor)
+
+
 @torch.no_grad()
 def logsumexp_across(values: Tensor, *, dim: int, group: ProcessGroup | None) -> Tensor:
     """Log of the sum of exponentials along ``dim`` here and on all other processes of ``group``.
@@ -114,3 +145,15 @@ def logsumexp_across(values: Tensor, *, dim: int, group: ProcessGroup | None) ->
     total = (values - peak).exp().sum(dim, keepdim=True)
     dist.all_reduce(total, group=group)
     return peak + total.log()
+
+
+def check_groups(local_groups: int, *, gathered: bool) -> None:
+    """Refuse a number of shares below 1, or several where the batches of all processes are taken together.
+
+    Raises:
+        ValueError: The number does not fit.
+    """
+    if local_groups < 1:
+        raise ValueError(f"local_groups must be 1 or more, got {local_groups}")
+    if local_groups > 1 and gathered:
+        raise ValueError(f"local_groups = {local_groups} contradicts taking the batches of all processes together")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgca_lib.alignment.distributed import gather, gather_with_gradient
+from mgca_lib.alignment.distributed import check_groups, gather, gather_with_gradient
 from mgca_lib.alignment.precision import check_positive, full_precision
 
 
@@ -82,13 +82,17 @@ class InstanceAlignment(nn.Module):
         gather: Take negatives from all processes. Every process then returns the same loss over the
             global batch, and DDP's averaged gradients equal those of one process (see
             :mod:`mgca_lib.alignment.distributed`). Upstream does not gather.
+        local_groups: Cut the batch into so many shares, one behind the other, each with negatives of its own, and
+            return the mean of their losses: what as many GPUs do that do not gather. Only without ``gather``.
     """
 
-    def __init__(self, *, temperature: float = 0.07, gather: bool = True) -> None:
+    def __init__(self, *, temperature: float = 0.07, gather: bool = True, local_groups: int = 1) -> None:
         super().__init__()
         check_positive("temperature", temperature)
+        check_groups(local_groups, gathered=gather)
         self.temperature = temperature
         self.gather = gather
+        self.local_groups = local_groups
 
     def forward(self, image: Tensor, report: Tensor, *, text_id: Tensor | None = None) -> Tensor:
         """Return the scalar loss.
@@ -102,5 +106,12 @@ class InstanceAlignment(nn.Module):
         if self.gather:
             image, report = gather_with_gradient(image), gather_with_gradient(report)
             text_id = None if text_id is None else gather(text_id)
+        if self.local_groups == 1:
+            return self._loss(image, report, text_id)
+        shares = torch.arange(len(image), device=image.device).tensor_split(self.local_groups)
+        losses = [self._loss(image[own], report[own], None if text_id is None else text_id[own]) for own in shares]
+        return torch.stack(losses).mean()
+
+    def _loss(self, image: Tensor, report: Tensor, text_id: Tensor | None) -> Tensor:
         exclude = None if text_id is None else same_text(text_id)
         return instance_alignment_loss(image, report, temperature=self.temperature, exclude=exclude)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgca_lib.alignment.distributed import ProcessGroup, active_group, gather, logsumexp_across
+from mgca_lib.alignment.distributed import ProcessGroup, active_group, check_groups, gather, logsumexp_across
 from mgca_lib.alignment.precision import check_positive, full_precision
 
 
@@ -260,6 +260,8 @@ class PrototypeAlignment(nn.Module):
             never does. The loss stays the mean over this process's samples; DDP's average over
             processes makes gradients those of the global batch (see
             :mod:`mgca_lib.alignment.distributed`).
+        local_groups: Cut the batch into so many shares, one behind the other, and balance the clusters over each
+            alone: what as many GPUs do that do not exchange totals. Only without ``distributed``.
     """
 
     def __init__(
@@ -272,15 +274,18 @@ class PrototypeAlignment(nn.Module):
         iterations: int = 3,
         queue_size: int = 0,
         distributed: bool = True,
+        local_groups: int = 1,
     ) -> None:
         super().__init__()
         check_positive("temperature", temperature)
         check_positive("epsilon", epsilon)
+        check_groups(local_groups, gathered=distributed)
         self.prototypes = Prototypes(num_prototypes, dim)
         self.temperature = temperature
         self.epsilon = epsilon
         self.iterations = iterations
         self.distributed = distributed
+        self.local_groups = local_groups
         self.image_queue = FeatureQueue(queue_size, dim) if queue_size else None
         self.report_queue = FeatureQueue(queue_size, dim) if queue_size else None
 
@@ -305,16 +310,19 @@ class PrototypeAlignment(nn.Module):
     @torch.no_grad()
     def _codes(self, scores: Tensor, queue: FeatureQueue | None) -> Tensor:
         group = active_group() if self.distributed else None
-        samples = scores
+        past_scores = scores[:0]
         if queue is not None:
             past = queue.stored()
             if group is not None:
                 # All processes hold the same queue (DDP copies buffers from rank 0), so each brings
                 # its share.
                 past = past[dist.get_rank(group) :: dist.get_world_size(group)]
-            samples = torch.cat([scores, self.prototypes(past)])
-        codes = sinkhorn(samples, epsilon=self.epsilon, iterations=self.iterations, group=group)
-        return codes[: len(scores)]
+            past_scores = self.prototypes(past)
+        codes = [
+            sinkhorn(torch.cat([own, past_scores]), epsilon=self.epsilon, iterations=self.iterations, group=group)
+            for own in scores.tensor_split(self.local_groups)
+        ]
+        return torch.cat([own_codes[: len(own_codes) - len(past_scores)] for own_codes in codes])
 
     def _remember(self, embeddings: Tensor, queue: FeatureQueue) -> None:
         # Gathered even where Sinkhorn is local: DDP would overwrite queues that differ between

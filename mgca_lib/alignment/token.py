@@ -15,18 +15,20 @@ patches :math:`p_k` (:math:`P`), temperature :math:`\tau` and weights :math:`\om
 
 and the term is the mean over the batch of :math:`L_w + L_p`. The negatives lie *inside* the study.
 
-============  ==================================  =====================  =====================
-mode          words :math:`j, m` range over       :math:`d_k` reads      :math:`d_k` unit norm
-============  ==================================  =====================  =====================
-``None``      real words                          real words             yes
-``"resnet"``  all slots, padding included         real words             yes
-``"vit"``     all slots, padding included         real words             no
-============  ==================================  =====================  =====================
+========================  ===============================  =================  =====================
+switch                    words :math:`j, m` range over    :math:`d_k` reads  :math:`d_k` unit norm
+========================  ===============================  =================  =====================
+none                      real words                       real words         yes
+``padded_softmax``        all slots, padding included      real words         yes
+``unnormalized_context``  real words                       real words         no
+``upstream="resnet"``     all slots, padding included      real words         yes
+``upstream="vit"``        all slots, padding included      real words         no
+========================  ===============================  =================  =====================
 
-The two upstream modes reproduce the published code. There, every padded slot holds the same vector
-and is one more negative for each real word; the ViT branch also forgets to normalise :math:`d_k`,
-whose norm below 1 softens :math:`T`. A study without any real word contributes zero in all three
-modes, and still counts in the mean.
+The two upstream modes reproduce the published code: ``"resnet"`` is the first switch, ``"vit"`` is both.
+There, every padded slot holds the same vector and is one more negative for each real word; the ViT
+branch also forgets to normalise :math:`d_k`, whose norm below 1 softens :math:`T`. A study without any
+real word contributes zero in every mode, and still counts in the mean.
 """
 
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from mgca_lib.alignment.precision import check_positive, full_precision
 
@@ -42,6 +45,8 @@ Upstream = Literal["vit", "resnet"]
 
 # Finite, so that a row without entries has gradients of 0 and not NaN; exp(_MASKED) is 0.
 _MASKED = -1e30
+# Of one chunk; 4 MB, which a processor's cache holds.
+_LOGITS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,8 @@ def token_alignment_parts(
     patch_weight: Tensor | None,
     temperature: float = 0.1,
     upstream: Upstream | None = None,
+    padded_softmax: bool = False,
+    unnormalized_context: bool = False,
 ) -> TokenAlignmentParts:
     """Both sides of the token loss by name; arguments as in :func:`token_alignment_loss`.
 
@@ -172,7 +179,7 @@ def token_alignment_parts(
     """
     _check_tokens(words, patches, word_keep)
     check_positive("temperature", temperature)
-    _check_upstream(upstream)
+    padded_softmax, unnormalized_context = _switches(upstream, padded_softmax, unnormalized_context)
     word_keep = word_keep.bool()
     if word_weight is None:
         word_weight = word_keep / word_keep.sum(dim=1, keepdim=True).clamp(min=1).to(words.dtype)
@@ -181,13 +188,12 @@ def token_alignment_parts(
     _check_weight("word_weight", word_weight, words)
     _check_weight("patch_weight", patch_weight, patches)
 
-    corrected = upstream is None
     has_words = word_keep.any(dim=1, keepdim=True)
-    if corrected:
+    if not padded_softmax:
         # Zeros here, and not only a mask later, keep even NaN in the padding out of values and
         # gradients.
         words = words.masked_fill(~word_keep.unsqueeze(-1), 0.0)
-    word_weight = word_weight.masked_fill(~(word_keep if corrected else has_words), 0.0)
+    word_weight = word_weight.masked_fill(~(has_words if padded_softmax else word_keep), 0.0)
     patch_weight = patch_weight.masked_fill(~has_words, 0.0)
 
     words, patches = F.normalize(words, dim=-1), F.normalize(patches, dim=-1)
@@ -195,10 +201,11 @@ def token_alignment_parts(
     seen_patches = F.normalize(scores.softmax(dim=2) @ patches, dim=-1)
     to_words = scores.masked_fill(~word_keep.unsqueeze(-1), _MASKED).softmax(dim=1)
     read_words = to_words.transpose(1, 2) @ words
-    if upstream != "vit":
+    if not unnormalized_context:
         read_words = F.normalize(read_words, dim=-1)
+    contrasted = None if padded_softmax else word_keep
     return TokenAlignmentParts(
-        word_side=_weighted_contrast(words, seen_patches, word_weight, word_keep if corrected else None, temperature),
+        word_side=_weighted_contrast(words, seen_patches, word_weight, contrasted, temperature),
         patch_side=_weighted_contrast(patches, read_words, patch_weight, None, temperature),
     )
 
@@ -212,32 +219,36 @@ def token_alignment_loss(
     patch_weight: Tensor | None,
     temperature: float = 0.1,
     upstream: Upstream | None = None,
+    padded_softmax: bool = False,
+    unnormalized_context: bool = False,
 ) -> Tensor:
     """Bidirectional cross-attention contrast between the words and the patches of each study.
 
-    The equations, and what the upstream modes change, stand at the top of this module.
+    The equations, and what the switches and upstream modes change, stand at the top of this module.
 
     Args:
-        words: ``(B, W, D)`` word embeddings of any norm; padded slots may hold anything (upstream
-            modes: finite).
+        words: ``(B, W, D)`` word embeddings of any norm; padded slots may hold anything (with
+            ``padded_softmax``: anything finite).
         patches: ``(B, P, D)`` patch embeddings of any norm.
         word_keep: ``(B, W)`` bool, True where a word is real.
         word_weight: ``(B, W)`` importance of each word, rows summing to 1, usually from
-            :func:`importance_weights`; ``None`` weighs the real words equally. The corrected mode
-            ignores what stands on padding; the upstream modes take it as it is.
+            :func:`importance_weights`; ``None`` weighs the real words equally. What stands on padding
+            is ignored; with ``padded_softmax`` it is taken as it is.
         patch_weight: ``(B, P)`` importance of each patch, rows summing to 1; ``None`` is ``1 / P``,
             which is what upstream uses for a ResNet.
         temperature: Positive, for attention and contrast alike; upstream default 0.1.
-        upstream: ``None`` for the corrected loss; ``"vit"`` or ``"resnet"`` for the published
-            code's.
+        upstream: ``None`` for the corrected loss, or what the switches make of it; ``"vit"`` or
+            ``"resnet"`` for the published code's.
+        padded_softmax: Leave padded slots among the negatives of the words.
+        unnormalized_context: Leave :math:`d_k`, what a patch reads from the report, at its length.
 
     Returns:
         Scalar in ``[0, inf)``, float32 or float64: word side + patch side. A network that knows
         nothing scores ``ln(number of words) + ln P``.
 
     Raises:
-        ValueError: The shapes do not fit, the batch is empty, the temperature is not positive or
-            ``upstream`` is unknown.
+        ValueError: The shapes do not fit, the batch is empty, the temperature is not positive,
+            ``upstream`` is unknown, or it is given together with a switch.
 
     >>> words, patches = torch.ones(1, 4, 8), torch.ones(1, 9, 8)
     >>> keep = torch.ones(1, 4, dtype=torch.bool)
@@ -255,6 +266,8 @@ def token_alignment_loss(
         patch_weight=patch_weight,
         temperature=temperature,
         upstream=upstream,
+        padded_softmax=padded_softmax,
+        unnormalized_context=unnormalized_context,
     ).total
 
 
@@ -264,14 +277,22 @@ class TokenAlignment(nn.Module):
     Args:
         temperature: See :func:`token_alignment_loss`.
         upstream: See :func:`token_alignment_loss`.
+        padded_softmax: See :func:`token_alignment_loss`.
+        unnormalized_context: See :func:`token_alignment_loss`.
     """
 
-    def __init__(self, *, temperature: float = 0.1, upstream: Upstream | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        upstream: Upstream | None = None,
+        padded_softmax: bool = False,
+        unnormalized_context: bool = False,
+    ) -> None:
         super().__init__()
         check_positive("temperature", temperature)
-        _check_upstream(upstream)
         self.temperature = temperature
-        self.upstream = upstream
+        self.padded_softmax, self.unnormalized_context = _switches(upstream, padded_softmax, unnormalized_context)
 
     def forward(
         self,
@@ -290,7 +311,8 @@ class TokenAlignment(nn.Module):
             word_weight=word_weight,
             patch_weight=patch_weight,
             temperature=self.temperature,
-            upstream=self.upstream,
+            padded_softmax=self.padded_softmax,
+            unnormalized_context=self.unnormalized_context,
         )
 
 
@@ -299,15 +321,58 @@ def _weighted_contrast(
 ) -> Tensor:
     """Mean over the batch of the weighted cross-entropies of both directions, halved.
 
-    ``weight`` must be 0 wherever ``keep`` is False. Both directions read one ``(B, N, N)`` tensor
-    of logits, the largest of the whole term.
+    ``weight`` must be 0 wherever ``keep`` is False.
     """
-    logits = (anchors / temperature) @ attended.transpose(1, 2)
-    if keep is not None:
-        logits = logits.masked_fill(~(keep.unsqueeze(2) & keep.unsqueeze(1)), _MASKED)
-    positive = logits.diagonal(dim1=1, dim2=2)
-    cross_entropy = logits.logsumexp(dim=2) + logits.logsumexp(dim=1) - 2 * positive
+    cross_entropy = _CrossEntropies.apply(anchors / temperature, attended, keep)
     return 0.5 * (weight * cross_entropy).sum(dim=1).mean()
+
+
+class _CrossEntropies(torch.autograd.Function):
+    """``CE(S_j*, j) + CE(S_*j, j)`` of every token, ``(B, N)``, some studies at a time.
+
+    The logits are the largest tensor of the whole term, ``(B, N, N)``. They are computed again in the backward pass
+    instead of kept, and at most half of them exist at once, twice: memory grows with ``B N`` alone.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, anchors: Tensor, attended: Tensor, keep: Tensor | None) -> Tensor:
+        by_row, by_column, positive = (anchors.new_empty(anchors.shape[:2]) for _ in range(3))
+        for own in _studies(anchors):
+            logits = _logits(anchors, attended, keep, own)
+            positive[own] = logits.diagonal(dim1=1, dim2=2)
+            by_row[own], by_column[own] = logits.logsumexp(dim=2), logits.logsumexp(dim=1)
+        ctx.save_for_backward(anchors, attended, keep, by_row, by_column)
+        return by_row + by_column - 2 * positive
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        anchors, attended, keep, by_row, by_column = ctx.saved_tensors
+        of_anchors, of_attended = torch.empty_like(anchors), torch.empty_like(attended)
+        for own in _studies(anchors):
+            through_rows = _logits(anchors, attended, keep, own)
+            through_columns = through_rows - by_column[own, None, :]
+            through_rows.sub_(by_row[own, :, None]).exp_().mul_(gradient[own, :, None])
+            of_logits = through_columns.exp_().mul_(gradient[own, None, :]).add_(through_rows)
+            of_logits.diagonal(dim1=1, dim2=2).sub_(2 * gradient[own])
+            if keep is not None:
+                of_logits.masked_fill_(~(keep[own, :, None] & keep[own, None, :]), 0.0)
+            of_anchors[own] = of_logits @ attended[own]
+            of_attended[own] = of_logits.transpose(1, 2) @ anchors[own]
+        return of_anchors, of_attended, None
+
+
+def _studies(tokens: Tensor) -> tuple[slice, ...]:
+    """Cut the batch into parts of about a million logits, and of half its studies at most."""
+    batch, count, _ = tokens.shape
+    size = max(1, min(_LOGITS_AT_ONCE // count**2, batch // 2))
+    return tuple(slice(start, start + size) for start in range(0, batch, size))
+
+
+def _logits(anchors: Tensor, attended: Tensor, keep: Tensor | None, own: slice) -> Tensor:
+    logits = anchors[own] @ attended[own].transpose(1, 2)
+    if keep is not None:
+        logits.masked_fill_(~(keep[own, :, None] & keep[own, None, :]), _MASKED)
+    return logits
 
 
 def _check_tokens(words: Tensor, patches: Tensor, word_keep: Tensor | None) -> None:
@@ -327,6 +392,12 @@ def _check_weight(name: str, weight: Tensor, tokens: Tensor) -> None:
         raise ValueError(f"{name} must be {tuple(tokens.shape[:2])}, got {tuple(weight.shape)}")
 
 
-def _check_upstream(upstream: str | None) -> None:
-    if upstream not in (None, "vit", "resnet"):
+def _switches(upstream: str | None, padded_softmax: bool, unnormalized_context: bool) -> tuple[bool, bool]:
+    """Return the two switches, ``upstream`` spelled out."""
+    if upstream is None:
+        return padded_softmax, unnormalized_context
+    if upstream not in ("vit", "resnet"):
         raise ValueError(f"upstream must be None, 'vit' or 'resnet', got {upstream!r}")
+    if padded_softmax or unnormalized_context:
+        raise ValueError(f"upstream={upstream!r} decides the switches already; give it or them")
+    return True, upstream == "vit"

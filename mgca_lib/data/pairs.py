@@ -30,6 +30,7 @@ class PairBatch:
         word_ids: ``(B, T)`` int64, number of the word a piece belongs to; -1 for [CLS], [SEP] and padding.
         num_words: ``W``, number of word slots: the longest report of the batch.
         rows: ``(B,)`` int64, row numbers in the dataset.
+        text_ids: ``(B,)`` int64, equal where the cleaned reports are equal: the first row that has the text.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class PairBatch:
     word_ids: Tensor
     num_words: int
     rows: Tensor
+    text_ids: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,6 +95,8 @@ class PairImages(Dataset):
         self.keep_images = keep_images
         self._squares: dict[int, Tensor] = {}
         self.padding = int(tokenizer.pad_token_id)
+        first: dict[str, int] = {}
+        self.text_ids = [first.setdefault(report, row) for row, report in enumerate(reports)]
         self.tokens = tokenize_reports(tokenizer, [report.split() for report in reports], max_pieces=max_pieces)
 
     def __len__(self) -> int:
@@ -131,6 +135,7 @@ class PairImages(Dataset):
             word_ids=torch.from_numpy(words),
             num_words=int(words.max()) + 1,
             rows=torch.tensor([row for row, _, _, _ in items]),
+            text_ids=torch.tensor([self.text_ids[row] for row, _, _, _ in items]),
         )
 
 
@@ -138,9 +143,10 @@ class PairImages(Dataset):
 class EpochBatches:
     """Batches of one epoch for one process: a batch sampler.
 
-    All processes cut the same seeded permutation into global batches; process ``r`` takes every ``processes``-th
-    element of each, from the ``r``-th on. The last, incomplete global batch is dropped, since contrast depends on
-    the number of negatives.
+    All processes cut the same seeded permutation into global batches of ``batch_size * processes`` pairs; process
+    ``r`` takes the ``r``-th share of each, so that what is gathered in rank order stands in the permutation's order.
+    Where each global batch begins and ends depends on that product alone, not on its factors. The last, incomplete
+    global batch is dropped, since contrast depends on the number of negatives.
 
     Attributes:
         size: Number of pairs.
@@ -174,10 +180,9 @@ class EpochBatches:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         entropy = (self.seed, self.epoch + 1) if self.shuffle else (self.seed, 0)
         order = np.random.default_rng(entropy).permutation(self.size)
-        width = self.batch_size * self.processes
         for batch in range(self.first, self.total):
-            rows = order[batch * width : (batch + 1) * width][self.rank :: self.processes]
-            yield [(int(row), self.epoch) for row in rows]
+            start = (batch * self.processes + self.rank) * self.batch_size
+            yield [(int(row), self.epoch) for row in order[start : start + self.batch_size]]
 
 
 def report_texts(studies: Studies) -> list[str]:

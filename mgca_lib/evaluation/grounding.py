@@ -321,6 +321,45 @@ def score_region(heat: np.ndarray, mask: np.ndarray) -> RegionScore:
     )
 
 
+def score_words(
+    phrases: Phrases,
+    maps: Tensor,
+    row: int,
+    *,
+    stored_size: int,
+    image_size: int,
+    grid: tuple[int, int] | None = None,
+) -> list[tuple[str, RegionScore] | None]:
+    """Score every word of one report by itself against the finding that its phrase speaks of.
+
+    Args:
+        phrases: Ground truth from `load_phrases`.
+        maps: ``(W, P)`` maps of the report's words, from `word_maps`.
+        row: Row of the image in the dataset.
+        stored_size: As in `mgca_lib.data.transforms.ImageTransform`.
+        image_size: As there; masks and maps are compared at this size.
+        grid: Rows and columns of the patches; by default a square.
+
+    Returns:
+        For each of the ``W`` words the path of its mask, for `phrase_mask`, and its score; ``None`` for a word that
+        belongs to no finding, to a denied one, or to one that the crop leaves out or that fills it.
+
+    Raises:
+        DatasetError: a mask file is missing or unreadable.
+    """
+    scores: list[tuple[str, RegionScore] | None] = [None] * len(maps)
+    table = phrases.table
+    for phrase in table[(table["row"] == row) & (table["mask"] != "")].itertuples():
+        mask = phrase_mask(phrases, phrase.mask, stored_size=stored_size, image_size=image_size)
+        if not mask.any() or mask.all():
+            continue
+        for place in phrase.positions:
+            if place < len(maps) and bool(maps[place].any()):
+                heat = enlarge_map(maps[place], image_size=image_size, grid=grid)
+                scores[place] = (phrase.mask, score_region(heat, mask))
+    return scores
+
+
 def ground_phrases(
     phrases: Phrases,
     maps: Mapping[int, Tensor],

@@ -11,7 +11,7 @@ Two protocols share one front door, `linear_probe`:
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -198,6 +198,50 @@ def probe_gain(
     return bootstrap_interval(
         lambda rows: _resampled(ours[rows], targets[rows], task) - _resampled(theirs[rows], targets[rows], task),
         len(targets),
+        resamples=resamples,
+    )
+
+
+def probe_interval(
+    result: ProbeResult,
+    targets: np.ndarray,
+    task: Task,
+    *,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    baseline: ProbeResult | None = None,
+    resamples: int = 1000,
+) -> Interval:
+    """Mean metric over seeds with a bootstrap interval over test patients, for a small test split.
+
+    The intervals of a `ProbeResult` with several seeds say what another draw of labels would do. This one says what
+    other test patients would do to the same probes.
+
+    Args:
+        result: Probes of one encoder.
+        targets: Targets of the test split, as in `Features`.
+        task: Names kind and classes.
+        groups: Patient of each test image; without it every image is drawn alone.
+        baseline: Of another encoder, with the same labelled images; the interval is then one of the gain over it.
+        resamples: Bootstrap resamples.
+
+    Raises:
+        ValueError: the results are of different labelled images or of other test images.
+    """
+    if baseline is not None and result.subsets != baseline.subsets:
+        raise ValueError("a paired gain needs probes of the same seeds, share of labels and training images")
+    for one in (result, baseline):
+        if one is not None and len(one.outputs[0]) != len(targets):
+            raise ValueError(f"{len(one.outputs[0])} test outputs for {len(targets)} targets")
+
+    def metric(probes: ProbeResult, rows: np.ndarray) -> float:
+        # Where all labels were used, all seeds gave the same outputs, and one stands for them.
+        distinct = {id(outputs): outputs for outputs in probes.outputs}.values()
+        return float(np.mean([_resampled(outputs[rows], targets[rows], task) for outputs in distinct]))
+
+    return bootstrap_interval(
+        lambda rows: metric(result, rows) - (metric(baseline, rows) if baseline is not None else 0.0),
+        len(targets),
+        groups=groups,
         resamples=resamples,
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -42,6 +43,16 @@ class Agreement:
     measures: dict[str, Interval]
     chance: dict[str, float]
     clusters: int
+
+    @property
+    def v_measure(self) -> Interval:
+        """Harmonic mean of homogeneity and completeness: another name for this NMI."""
+        return self.measures["nmi"]
+
+    def above_chance(self, name: str) -> Interval:
+        """One of ``AGREEMENT_MEASURES`` minus its chance level, which counts as known."""
+        found, chance = self.measures[name], self.chance[name]
+        return Interval(found.mean - chance, found.low - chance, found.high - chance, found.n)
 
 
 def assign_prototypes(embeddings: Tensor, prototypes: Tensor, *, temperature: float = 0.2) -> Assignment:
@@ -186,6 +197,39 @@ def cluster_agreement(
         for name in AGREEMENT_MEASURES
     }
     return Agreement(measures, chance, len(np.unique(clusters)))
+
+
+def kmeans_prototypes(embeddings: Tensor, count: int, *, seed: int = 0, restarts: int = 4) -> Tensor:
+    """Prototypes of a model that has none: the k-means centres of its embeddings, put back on the unit sphere.
+
+    They go where trained prototypes go, for example into `assign_prototypes` with the embeddings of other studies. On
+    unit vectors the nearest centre and the centre of highest cosine differ for few studies only.
+
+    Args:
+        embeddings: ``(N, D)``, any norm; unit-normed here.
+        count: Number of centres, at most ``N``.
+        seed: Seed of the starts.
+        restarts: Starts; the one with the tightest clusters is kept.
+
+    Returns:
+        ``(count, D)`` float32 unit vectors on the CPU.
+
+    Raises:
+        ValueError: ``count`` is out of range, or an embedding is not finite.
+
+    >>> two = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [0.1, 3.0]])
+    >>> assign_prototypes(two, kmeans_prototypes(two, 2)).cluster.tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
+    True
+    """
+    if not 1 <= count <= len(embeddings):
+        raise ValueError(f"count must lie between 1 and the {len(embeddings)} studies, found {count}")
+    points = F.normalize(embeddings.detach().float().cpu(), dim=-1)
+    if not torch.isfinite(points).all():
+        raise ValueError("an embedding is not finite")
+    # Threads help so few points little, and cost much on a busy computer.
+    with threadpool_limits(limits=1):
+        means = KMeans(count, n_init=restarts, random_state=seed).fit(points.numpy())
+    return F.normalize(torch.from_numpy(means.cluster_centers_).float(), dim=-1)
 
 
 def nearest_members(embeddings: Tensor, prototypes: Tensor, *, count: int) -> tuple[np.ndarray, np.ndarray]:

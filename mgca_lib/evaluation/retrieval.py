@@ -44,6 +44,21 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
+class BatchRecall:
+    """Mean recall at K inside random batches of one size.
+
+    Attributes:
+        image_to_report: For each K, the share of images whose report is among the first K of its batch.
+        report_to_image: The other direction.
+        chance: For each K, the expected recall of a random ranking inside a batch.
+    """
+
+    image_to_report: dict[int, float]
+    report_to_image: dict[int, float]
+    chance: dict[int, float]
+
+
+@dataclass(frozen=True)
 class RetrievalPrecision:
     """Precision at K of one test set.
 
@@ -98,19 +113,8 @@ def retrieval_recall(
     >>> result.image_to_report[1].mean, result.image_to_report[4].mean, result.chance
     (0.0, 1.0, {1: 0.25, 4: 1.0})
     """
-    image, report = torch.as_tensor(image), torch.as_tensor(report)
-    if image.shape != report.shape or image.ndim != 2 or not len(image):
-        raise ValueError(f"expected two embeddings of one shape (N, D), found {image.shape} and {report.shape}")
-    if not (torch.isfinite(image).all() and torch.isfinite(report).all()):
-        raise ValueError("an embedding is not finite; retrieval would rank it arbitrarily")
+    image, report, same = _checked(image, report, texts)
     n = len(image)
-    if texts is not None and len(texts) != n:
-        raise ValueError(f"{len(texts)} texts for {n} pairs")
-    number_of: dict[str, int] = {}
-    same = torch.tensor(
-        [number_of.setdefault(text, len(number_of)) for text in texts] if texts is not None else range(n)
-    )
-    image, report = (F.normalize(part.detach().float().cpu(), dim=-1) for part in (image, report))
     ranks = [_first_ranks(a, b, same, batch_size) for a, b in ((image, report), (report, image))]
     recalls: list[dict[int, Interval]] = []
     for rank in ranks:
@@ -123,7 +127,9 @@ def retrieval_recall(
     return Retrieval(*recalls, chance_recall(n, texts=texts, ks=ks), *ranks)
 
 
-def chance_recall(n: int, *, texts: Sequence[str] | None = None, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+def chance_recall(
+    n: int, *, texts: Sequence[Hashable] | None = None, ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
     """Expected recall at K of a random ranking of ``n`` candidates.
 
     A query with ``m`` correct candidates misses all of them with probability ``C(n - m, K) / C(n, K)``.
@@ -148,6 +154,56 @@ def chance_recall(n: int, *, texts: Sequence[str] | None = None, ks: Sequence[in
         )
         chance[k] = round(total / n, 12)
     return chance
+
+
+def recall_in_batches(
+    image: Tensor,
+    report: Tensor,
+    *,
+    batch_size: int,
+    texts: Sequence[str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    draws: int = 10,
+    seed: int = 0,
+) -> BatchRecall:
+    """Recall at K when every query is ranked inside a random batch only, as MGCA logs it and BenchX reports it.
+
+    The fewer candidates, the higher the recall, of any model and of none. It is here to be shown beside
+    `retrieval_recall`, not to be reported.
+
+    Args:
+        image: ``(N, D)`` image embeddings; row ``i`` belongs to report ``i``.
+        report: ``(N, D)`` report embeddings.
+        batch_size: Candidates of each query, 1 to ``N``; an incomplete last batch is dropped.
+        texts: The ``N`` report texts; equal texts in a batch are correct for each other.
+        ks: Cut-offs, each at least 1.
+        draws: So many times the test set is shuffled and cut into batches.
+        seed: Seed of the shuffles.
+
+    Raises:
+        ValueError: the batch does not fit the set, ``draws`` is not positive, or as in `retrieval_recall`.
+
+    >>> result = recall_in_batches(torch.ones(8, 3), torch.ones(8, 3), batch_size=2, ks=(1, 2))  # all ties
+    >>> result.image_to_report, result.chance
+    ({1: 0.0, 2: 1.0}, {1: 0.5, 2: 1.0})
+    """
+    image, report, same = _checked(image, report, texts)
+    n = len(image)
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batches of {batch_size} do not fit {n} pairs")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, found {draws}")
+    rng = np.random.default_rng(seed)
+    ranks: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    chances = []
+    for _ in range(draws):
+        order = torch.from_numpy(rng.permutation(n)[: n - n % batch_size])
+        for rows in order.split(batch_size):
+            ranks[0].append(_first_ranks(image[rows], report[rows], same[rows], batch_size))
+            ranks[1].append(_first_ranks(report[rows], image[rows], same[rows], batch_size))
+            chances.append(chance_recall(batch_size, texts=same[rows].tolist(), ks=ks))
+    recalls = [{k: float((np.concatenate(part) <= k).mean()) for k in ks} for part in ranks]
+    return BatchRecall(*recalls, {k: float(np.mean([one[k] for one in chances])) for k in ks})
 
 
 def retrieval_precision(
@@ -244,6 +300,24 @@ def chance_precision(labels: Sequence[Hashable], *, leave_out_own: bool = False)
     if len(numbers) <= own:
         raise ValueError(f"{len(numbers)} labels leave no candidate to rank")
     return sum(m * (m - own) for m in Counter(numbers).values()) / (len(numbers) * (len(numbers) - own))
+
+
+def _checked(image: Tensor, report: Tensor, texts: Sequence[str] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unit float32 embeddings on the CPU, and a number a text."""
+    image, report = torch.as_tensor(image), torch.as_tensor(report)
+    if image.shape != report.shape or image.ndim != 2 or not len(image):
+        raise ValueError(f"expected two embeddings of one shape (N, D), found {image.shape} and {report.shape}")
+    if not (torch.isfinite(image).all() and torch.isfinite(report).all()):
+        raise ValueError("an embedding is not finite; retrieval would rank it arbitrarily")
+    n = len(image)
+    if texts is not None and len(texts) != n:
+        raise ValueError(f"{len(texts)} texts for {n} pairs")
+    number_of: dict[str, int] = {}
+    same = torch.tensor(
+        [number_of.setdefault(text, len(number_of)) for text in texts] if texts is not None else range(n)
+    )
+    image, report = (F.normalize(part.detach().float().cpu(), dim=-1) for part in (image, report))
+    return image, report, same
 
 
 def _class_numbers(labels: Sequence[Hashable]) -> list[int]:

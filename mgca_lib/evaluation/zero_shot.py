@@ -163,14 +163,53 @@ _NORMAL = {
 }
 
 
+def template_pairs(
+    name: str, positive: Sequence[str], negative: Sequence[str], *, classes: Sequence[str] = FIVE_CLASSES
+) -> PromptSet:
+    """Write the same sentences for each class: what wording is worth, with all else equal.
+
+    Args:
+        name: Name of the set.
+        positive: Sentences in which ``{finding}`` stands for the noun of a class (lower case) and ``{a}`` for its
+            article, a blank included (empty where the noun takes none).
+        negative: Likewise. Here ``{finding}`` may be missing, as in "The lungs are clear."
+        classes: Some of `mgca_lib.data.tasks.DISEASES`.
+
+    Raises:
+        PromptError: a class has no noun, a positive sentence does not name the finding, or a sentence has another
+            field.
+
+    >>> prompts = template_pairs("toy", ["There is {a}{finding}."], ["No {finding}."], classes=["Pleural Effusion"])
+    >>> prompts.positive["Pleural Effusion"], prompts.negative["Pleural Effusion"]
+    (('There is a pleural effusion.',), ('No pleural effusion.',))
+    """
+    for template in positive:
+        if "{finding}" not in template:
+            raise PromptError(f"prompt set {name!r}: positive sentence {template!r} does not name the {{finding}}")
+    return PromptSet(
+        name,
+        {label: tuple(_sentence(name, template, label) for template in positive) for label in classes},
+        {label: tuple(_sentence(name, template, label) for template in negative) for label in classes},
+    )
+
+
+def _sentence(name: str, template: str, label: str) -> str:
+    if label not in _NOUNS:
+        raise PromptError(f"prompt set {name!r}: no noun for {label!r}; there are {', '.join(_NOUNS)}")
+    try:
+        return template.format(finding=_NOUNS[label], a="a " if label in _COUNTABLE else "")
+    except (KeyError, IndexError, ValueError):
+        raise PromptError(f"prompt set {name!r}: {template!r} may hold {{finding}} and {{a}} only") from None
+
+
 def _pairs(name: str, classes: Sequence[str]) -> PromptSet:
-    positive, negative = {}, {}
-    for label in classes:
-        noun = _NOUNS[label]
-        article = "a " if label in _COUNTABLE else ""
-        positive[label] = (f"There is {article}{noun}.", f"Findings are consistent with {article}{noun}.")
-        negative[label] = (f"No {noun}.", f"There is no evidence of {noun}.", *_NORMAL[label])
-    return PromptSet(name, positive, negative)
+    prompts = template_pairs(
+        name,
+        ("There is {a}{finding}.", "Findings are consistent with {a}{finding}."),
+        ("No {finding}.", "There is no evidence of {finding}."),
+        classes=classes,
+    )
+    return PromptSet(name, prompts.positive, {label: (*prompts.negative[label], *_NORMAL[label]) for label in classes})
 
 
 PROMPT_SETS: dict[str, PromptSet] = {

@@ -1,0 +1,336 @@
+"""What a pretraining run leaves in its folder, and how another process goes on from there.
+
+``last/`` is the newest checkpoint with the optimiser's state, ``best/`` the one with the lowest validation loss; both
+are replaced as wholes. ``finished.json`` marks the end, ``tensorboard/`` is a log that nothing reads back.
+
+A run is the same run while its seed, data and settings are the same, but for settings of *how* it is computed. Another
+number of processes may go on with it as long as the pairs of one forward pass, ``batch_size`` times processes, stay.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedTokenizerBase
+
+from mgca_lib.checkpoint import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    CheckpointError,
+    find_checkpoint,
+    load_weights,
+    read_state,
+    save_checkpoint,
+)
+from mgca_lib.config import Config
+from mgca_lib.data.studies import Studies
+from mgca_lib.model import MGCA
+from mgca_lib.run import package_versions
+
+PARTS = ("instance", "token", "prototype", "total")
+HISTORY_FILE = "history.json"
+FINISHED_FILE = "finished.json"
+
+# These decide how a run is computed, not what. batch_size belongs to them since its product with the number of
+# processes is compared instead.
+_HOW = ("batch_size", "chunk_size", "workers", "keep_images", "checkpoint_steps")
+
+
+class PretrainError(ValueError):
+    """Pretraining cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A finished pretraining run.
+
+    Attributes:
+        best: Checkpoint with the lowest validation loss.
+        last: Checkpoint of the last step.
+        history: One dictionary an epoch: ``epoch``, ``step``, ``learning_rate``, ``pairs_per_second``, ``seconds``,
+            and ``train/PART``, ``valid/PART`` for each loss part, ``valid/top1`` and ``valid/top5`` (in-batch
+            retrieval, mean of both directions).
+        trained: ``False`` when the run was found finished and nothing was computed.
+    """
+
+    best: Path
+    last: Path
+    history: list[dict[str, float]]
+    trained: bool
+
+
+@dataclass
+class Progress:
+    """Where a run stands; stored as json with every checkpoint."""
+
+    step: int = 0
+    best_loss: float = math.inf
+    epochs_without_gain: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    steps_summed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Writes the checkpoints of a run, from the main process alone."""
+
+    out: Path
+    model: MGCA
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    identity: dict[str, Any]
+    accelerator: Accelerator
+
+    def save_best(self, state: Progress) -> None:
+        """Write ``best/``."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.out / "best", self.model, self.tokenizer, provenance=self._provenance(state))
+
+    def save_last(self, state: Progress) -> None:
+        """Write ``last/`` with all that training needs to go on, and the history beside it."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.out / "last",
+                self.model,
+                self.tokenizer,
+                provenance=self._provenance(state),
+                state=_optimizer_tensors(self.optimizer),
+                counters=asdict(state),
+            )
+            _write_json(self.out / HISTORY_FILE, state.history)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self, state: Progress) -> Pretraining:
+        """Mark the run as finished."""
+        if self.accelerator.is_main_process:
+            _write_json(self.out / HISTORY_FILE, state.history)
+            _write_json(self.out / FINISHED_FILE, {"identity": self.identity, "history": state.history})
+        self.accelerator.wait_for_everyone()
+        return Pretraining(best=self.out / "best", last=self.out / "last", history=state.history, trained=True)
+
+    def _provenance(self, state: Progress) -> dict[str, Any]:
+        return self.identity | {"step": state.step, "versions": package_versions()}
+
+
+class RunLog:
+    """TensorBoard's log of a run; does nothing where ``folder`` is ``None``.
+
+    Args:
+        folder: ``tensorboard/`` of the run.
+        first_step: What a killed run logged from this step on is logged again.
+    """
+
+    def __init__(self, folder: Path | None, first_step: int) -> None:
+        self.folder = folder
+        self._writer = None
+        if folder is not None:
+            with _writing(folder):
+                self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Log numbers by name."""
+        if self._writer is not None:
+            with _writing(self.folder):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Put on disk what was logged."""
+        if self._writer is not None:
+            with _writing(self.folder):
+                self._writer.flush()
+
+    def close(self) -> None:
+        """End the log."""
+        if self._writer is not None:
+            with _writing(self.folder):
+                self._writer.close()
+
+
+def run_identity(config: Config, studies: Studies, seed: int, processes: int) -> dict[str, Any]:
+    """Return what makes two runs the same run, ready for JSON."""
+    return {
+        "seed": seed,
+        "settings": config.to_dict(),
+        "processes": processes,
+        "data": {
+            "name": studies.card.name,
+            "sha256": studies.card.table_sha256,
+            "source": studies.card.source,
+            "restricted": studies.card.restricted,
+        },
+    }
+
+
+def open_run(out: Path, identity: dict[str, Any], *, resume: bool) -> tuple[int, Pretraining | None]:
+    """Make the folder of a run, or recognise the run in it.
+
+    Args:
+        out: The folder.
+        identity: Of the run that is wanted, see :func:`run_identity`.
+        resume: Whether the folder may hold that run already.
+
+    Returns:
+        Pairs per process and forward pass, which another number of processes changes; and the run if it is finished.
+
+    Raises:
+        PretrainError: the folder holds another run, or this one in pieces, or cannot be made.
+    """
+    marker, last = out / FINISHED_FILE, out / "last"
+    found = find_checkpoint(last)
+    if not resume and (marker.exists() or last.is_dir() or found is not None):
+        raise PretrainError(f"{out}: already holds a run; use --resume to go on with it, or choose another folder")
+    if found is None and last.is_dir() and not marker.exists():
+        raise PretrainError(
+            f"{last / MODEL_FILE}: missing, so the run cannot go on; put it back, or delete {out} to train anew"
+        )
+    wanted = identity["settings"]["training"]["batch_size"]
+    stored, history = None, None
+    try:
+        if marker.exists():
+            content = json.loads(marker.read_text(encoding="utf-8"))
+            stored, history = dict(content["identity"]), content["history"]
+        elif found is not None:
+            stored = dict(json.loads((found / CONFIG_FILE).read_text(encoding="utf-8"))["provenance"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PretrainError(f"{out}: its run cannot be read ({error}); choose another folder") from None
+    if stored is None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PretrainError(f"{out}: cannot be made ({error.strerror}); choose another folder") from None
+        return wanted, None
+    _check_same(out, identity, stored)
+    batch_size = _batch_size(out, identity, stored, finished=history is not None)
+    if history is None:
+        return batch_size, None
+    return batch_size, Pretraining(best=out / "best", last=last, history=history, trained=False)
+
+
+def restore(folder: Path, model: MGCA, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put weights and optimiser state of a checkpoint back; returns where the run stood.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, or belongs to another architecture; the message names the file.
+    """
+    tensors, counters = read_state(folder)
+    load_weights(model, folder / MODEL_FILE)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdigit() or int(index) >= len(parameters):
+            raise CheckpointError(f"{folder / STATE_FILE}: {key!r} is unknown to this architecture")
+        like = torch.zeros(()) if name == "step" else parameters[int(index)]
+        if tensor.shape != like.shape:
+            raise CheckpointError(
+                f"{folder / STATE_FILE}: {key!r} is {tuple(tensor.shape)}, this architecture has {tuple(like.shape)}"
+            )
+        # The fused optimiser walks through memory and takes it that state and parameter lie there in the same order,
+        # which for channels-last kernels is not the order of the file.
+        tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        if name != "step":
+            # Files hold tensors row by row. The fused AdamW walks through memory, so that moments have to lie there as
+            # their weight does: channels last for convolutions.
+            tensor = torch.empty_like(parameters[int(index)], dtype=tensor.dtype).copy_(tensor)
+        slots.setdefault(int(index), {})[name] = tensor
+    for index, slot in slots.items():
+        if set(slot) != {"step", "exp_avg", "exp_avg_sq"}:
+            raise CheckpointError(f"{folder / STATE_FILE}: holds only {sorted(slot)} of parameter {index}")
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    try:
+        return Progress(**counters)
+    except TypeError as error:
+        raise CheckpointError(f"{folder}: its training state is of another version ({error})") from None
+
+
+def _check_same(out: Path, identity: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Raise unless both are the same run, whatever computes it."""
+    for key in ("seed", "settings", "data"):
+        ours, theirs = identity[key], stored.get(key)
+        if key == "settings":
+            ours, theirs = _flat_settings(ours), _flat_settings(theirs)
+        if ours != theirs:
+            known = isinstance(ours, dict) and isinstance(theirs, dict)
+            names = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n)) if known else []
+            detail = f" ({names[0]}: {theirs.get(names[0])!r}, now {ours.get(names[0])!r})" if names else ""
+            raise PretrainError(
+                f"{out}: holds a run with other {key}; choose another folder, or delete this one to train anew{detail}"
+            )
+
+
+def _flat_settings(settings: Any) -> dict[str, Any]:
+    """Settings by name, without those of how a run is computed; empty if these are no settings."""
+    parts = settings.values() if isinstance(settings, dict) else ()
+    flat = {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
+    return {name: value for name, value in flat.items() if name not in _HOW}
+
+
+def _batch_size(out: Path, identity: Mapping[str, Any], stored: Mapping[str, Any], *, finished: bool) -> int:
+    """Pairs per process with which these processes keep the batches of the stored run."""
+    processes, started_with = identity["processes"], stored.get("processes", 1)
+    wanted, stored_size = (run["settings"]["training"]["batch_size"] for run in (identity, stored))
+    pairs = stored_size * started_with
+    if wanted * processes == pairs or (finished and wanted == stored_size):
+        batch_size = wanted
+    elif wanted != stored_size:
+        raise PretrainError(
+            f"batch_size = {wanted} on {processes} processes makes batches of {wanted * processes} pairs; the run in "
+            f"{out} has {pairs}, and keeps its order only with them"
+        )
+    elif pairs % processes or pairs // processes < 2:
+        raise PretrainError(
+            f"{out}: its batches of {pairs} pairs cannot be shared among {processes} processes; use a number that "
+            "divides them into shares of at least 2"
+        )
+    else:
+        batch_size = pairs // processes
+    if processes != started_with and not finished:
+        alignment, training = identity["settings"]["alignment"], identity["settings"]["training"]
+        for alone, reason in (
+            (not alignment["gather"], "gather is off"),
+            (not training["sync_batchnorm"], "sync_batchnorm is off"),
+            (alignment["token_form"] != "cta", f"token_form is {alignment['token_form']}"),
+        ):
+            if alone:
+                raise PretrainError(
+                    f"{out}: was started with {started_with} processes and cannot go on with {processes}, since its "
+                    f"losses depend on their number ({reason})"
+                )
+    return batch_size
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PretrainError(
+            f"{path}: cannot be written ({error.strerror or error}); the checkpoints are whole: mend that, and go on "
+            "with --resume"
+        ) from None
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flatten AdamW's state to named tensors, which safetensors can hold."""
+    slots = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in slots.items() for name, value in slot.items()}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    with _writing(path):
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
