@@ -4,13 +4,14 @@ PROFILE ?= demo
 SEED ?= 42
 SEEDS ?= 43 44
 LAB ?=
+VARIANTS ?=
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 BIN := .venv/bin
 COURSE := $(BIN)/python -m mgca_lib.course
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course seeds test test-all lint smoke lab pair outputs clean
+.PHONY: help setup course seeds grid test test-all lint smoke lab pair outputs clean
 
 help: ## this list
 	@echo "Usage: make TARGET [PROFILE=smoke|demo|paper] [SEED=42] [CORES=2]"
@@ -23,6 +24,9 @@ course: $(STAMP) ## execute the whole course and print its table
 
 seeds: $(STAMP) ## the course, with notebooks 03, 04 and 06 to 08 repeated for SEEDS="43 44"
 	@$(COURSE) run --profile $(PROFILE) --seed $(SEED) --cores $(CORES) --seeds $(SEEDS)
+
+grid: $(STAMP) ## train and measure variants for SEEDS, one run each; VARIANTS="ita all" picks some
+	@$(COURSE) grid --profile $(PROFILE) --seed $(SEED) --cores $(CORES) --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS))
 
 test: lint ## linters, every notebook at smoke, tests and gates
 	@$(MAKE) --no-print-directory _tests SELECT='-m "not slow"'

@@ -11,6 +11,7 @@ PYTHON = sys.executable
 PROFILE = config.get("profile", "demo")
 SEED = int(config.get("seed", 42))
 MORE_SEEDS = [int(seed) for seed in config.get("seeds", [])]
+VARIANTS_WANTED = config.get("variants", ["ita", "ita+cta", "ita+cpa", "all", "cta_grounded", "gloria"])
 DATA_ROOT = config.get("data_root", f"data/{PROFILE}")
 OUTPUTS = f"outputs/{PROFILE}"
 
@@ -26,8 +27,9 @@ NEEDS = {
     "08_seeing_prototypes": ["06_pretraining"],
     "09_finding_and_outlining": ["06_pretraining"],
     "10_zero_shot": ["06_pretraining"],
-    "15_upstream_quirks": ["06_pretraining"],
-    "16_phantoms_to_patients": ["06_pretraining"],
+    "11_prototype_sweep": ["06_pretraining"],
+    "12_upstream_quirks": ["06_pretraining"],
+    "13_phantoms_to_patients": ["06_pretraining"],
 }
 HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining"}  # these take all cores
 # Repeated for further seeds, on the same data.
@@ -45,6 +47,8 @@ def folder_of(name, more):
 wildcard_constraints:
     name="|".join(NEEDS),
     more=r"(/seed-\d+)?",
+    variant=r"[a-z0-9_+-]+",
+    cell_seed=r"\d+",
 
 
 localrules:
@@ -85,3 +89,28 @@ rule seeds:
         seeds=MORE_SEEDS,
     shell:
         "{PYTHON:q} -m mgca_lib.course summarise --outputs {OUTPUTS:q} --seeds {params.seeds}"
+
+
+# Variants times seeds (mgca_lib/variants.py), one papermill run each: notebooks/grid/one_cell.py is the form.
+rule grid:
+    input:
+        [f"{OUTPUTS}/grid/{variant}/seed-{seed}/metrics.json" for variant in VARIANTS_WANTED for seed in [SEED, *MORE_SEEDS]],
+
+
+rule cell:
+    input:
+        notebook="notebooks/grid/one_cell.py",
+        sources=lambda wildcards: source_files(Path("notebooks/grid/one_cell.py"), Path()),
+        data=f"{OUTPUTS}/01_data_preparation/metrics.json",
+    output:
+        OUTPUTS + "/grid/{variant}/seed-{cell_seed}/metrics.json",
+    log:
+        OUTPUTS + "/grid/{variant}/seed-{cell_seed}/one_cell.ipynb",
+    params:
+        data_root=DATA_ROOT,
+        folder=lambda wildcards: f"{OUTPUTS}/grid/{wildcards.variant}/seed-{wildcards.cell_seed}",
+    threads: workflow.cores
+    shell:
+        "{PYTHON:q} -m mgca_lib.course execute {input.notebook:q} --profile {PROFILE} --seed {wildcards.cell_seed}"
+        " --data-root {params.data_root:q} --output-dir {params.folder:q} --threads {threads}"
+        " -p VARIANT {wildcards.variant:q}"

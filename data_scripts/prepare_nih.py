@@ -265,10 +265,8 @@ def _draw(
     """Return the split of each patient; with official lists only of those that the training list names."""
     indices = [record["Image Index"] for record in records if _INDEX.fullmatch(record["Image Index"])]
     if listed is not None:
-        held = {index[:8] for index in indices if listed.get(index) == "test"}
-        indices = [index for index in indices if listed.get(index) == "train"]
-        splits = draw_splits({index[:8] for index in indices} - held, valid=valid, test=0.0, seed=seed)
-        return dict.fromkeys(held, "train") | splits  # a patient of both lists: the training images are dropped later
+        training = (index[:8] for index in indices if listed.get(index) == "train")
+        return draw_splits(training, valid=valid, test=0.0, seed=seed)
     return draw_splits((index[:8] for index in indices), valid=valid, test=test, seed=seed)
 
 

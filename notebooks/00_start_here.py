@@ -7,7 +7,7 @@
 # every piece.
 #
 # **After this notebook you can** (1) say in three sentences what MGCA aligns with what, (2) find your way through
-# the ten notebooks, (3) tell what the made-up films of this course can and cannot prove, (4) trust that your
+# the notebooks, (3) tell what the made-up films of this course can and cannot prove, (4) trust that your
 # computer is set up.
 #
 # - **First read** nothing; this is the start. Python and a first course in deep learning are enough.
@@ -148,9 +148,13 @@ run.show(
 # | [07 Linear probe](07_linear_probe.ipynb) | How few labels are enough afterwards? | the paper's main table in miniature |
 # | [08 Seeing prototypes](08_seeing_prototypes.ipynb) | What did the prototypes become? | maps of diseases, with honest numbers |
 # | [09 Finding and outlining](09_finding_and_outlining.ipynb) | Can a frozen encoder say where? | boxes and outlines, the paper's tables 2 and 3 in miniature |
+# | [10 Zero-shot](10_zero_shot.ipynb) | Can the encoder read labels it was never given? | a classifier made of sentences; retrieval over the whole test set |
+# | [11 Prototype sweep](11_prototype_sweep.ipynb) | How many prototypes, and do they need their own loss? | clusters against a control that grows with them |
+# | [12 Upstream's quirks](12_upstream_quirks.ipynb) | What are the published code's quirks worth? | each deviation on paper, and how often it can bite |
+# | [13 Phantoms to patients](13_phantoms_to_patients.ipynb) | Does anything learned on phantoms help on patients? | real films, the shortcut lesson, domain shift |
 #
-# Go through them in order. 02 to 05 each take one part of the picture; 06 puts them together; 07 to 09 ask
-# whether it worked.
+# Go through them in order. 02 to 05 each take one part of the picture; 06 puts them together; 07 to 11 ask
+# whether it worked; 12 looks at the published code, and 13 at real films.
 #
 # ## 4. Three profiles
 #

@@ -947,7 +947,7 @@ for (name, label, rule), gain in segmentation_gains.items():
 run.finish(question="Can a frozen encoder say where?", headline="detection/rsna/10%/gain").name
 
 # %% [markdown]
-# ## 15. References, and the end of the course
+# ## 15. References, and the next notebook
 #
 # - Wang, Zhou, Wang, Vardhanabhuti, Yu. Multi-Granularity Cross-modal Alignment for Generalized Medical Visual
 #   Representation Learning. NeurIPS 2022, arXiv 2210.06044. The published numbers are those of its tables 2 and 3.
@@ -955,5 +955,4 @@ run.finish(question="Can a frozen encoder say where?", headline="detection/rsna/
 # - Ronneberger, Fischer, Brox. U-Net: Convolutional Networks for Biomedical Image Segmentation. MICCAI 2015,
 #   arXiv 1505.04597.
 #
-# This is the end of the course. The way on leads back to [06 Pretraining](06_pretraining.ipynb) with `PROFILE = "paper"`, and
-# to the research exercises that you skipped; [00 Start here](00_start_here.ipynb) lists all notebooks.
+# **Next:** [10 Zero-shot](10_zero_shot.ipynb), where the encoder answers without having seen a single label.

@@ -375,7 +375,8 @@ run.show(
 # %% [markdown]
 # Compare the spread of the dots with the bars of section 3. The bars say how exactly these *films* measure one
 # wording; they know nothing of the other sentences that could have been written. The next cell prints both side by
-# side.
+# side. Then compare the first wording with *against a normal film*: they affirm with the very same sentence, and only
+# the denial differs. The distance between those two dots is what a denial is worth.
 
 # %%
 spread = table.max(axis=1) - table.min(axis=1)
@@ -442,8 +443,8 @@ print("  standard deviation over films:", ", ".join(f"{name} {value:.3f}" for na
 
 # %% [markdown]
 # A half below 0.5 points the wrong way. If both halves are above it and the pair is not, they cancel: two vectors that lie
-# close together leave a small difference, and what remains of it can be anything. The standard deviations show
-# how much of each half survives the subtraction.
+# close together leave a small difference, and what remains of it can be anything. The standard deviations show how
+# much of each half survives the subtraction.
 #
 # Now the films on which the pair errs most. **Before you look**: what would you expect among the false alarms, if the
 # sentence had latched on to *something wrong in the chest* rather than to this finding?
@@ -744,4 +745,6 @@ run.finish(
 #   2103.00020. Zero-shot classification by prompts, and averaging over wordings.
 #
 # A word can find a film. Whether it finds the *place* on the film was the question of
-# [04 Token alignment](04_token_alignment.ipynb); [00 Start here](00_start_here.ipynb) lists all notebooks.
+# [04 Token alignment](04_token_alignment.ipynb).
+#
+# **Next:** [11 Prototype sweep](11_prototype_sweep.ipynb).

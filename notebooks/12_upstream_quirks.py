@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # 15 · What are the published code's quirks worth?
+# # 12 · What are the published code's quirks worth?
 #
 # **After this notebook you can** (1) work out on paper what each deviation of the published code does to a loss,
 # (2) say how often it can bite on a given dataset, before any training, (3) read a table of paired differences over
@@ -38,7 +38,7 @@ GRID_DIR = ""  # results of the grid; empty: outputs/PROFILE/grid in the project
 # %%
 from mgca_lib.run import start_run
 
-run = start_run("15_upstream_quirks", profile=PROFILE, seed=SEED, data_root=DATA_ROOT, output_dir=OUTPUT_DIR)
+run = start_run("12_upstream_quirks", profile=PROFILE, seed=SEED, data_root=DATA_ROOT, output_dir=OUTPUT_DIR)
 run
 
 # %%
@@ -557,7 +557,7 @@ else:
 # - Bouthillier et al., *Accounting for Variance in Machine Learning Benchmarks*, MLSys 2021, arXiv 2103.03098: what
 #   varies from seed to seed, and how to compare in spite of it.
 #
-# **Next:** [16 From phantoms to patients](16_phantoms_to_patients.ipynb).
+# **Next:** [13 From phantoms to patients](13_phantoms_to_patients.ipynb).
 
 # %%
 headline = "difference/upstream-vit/probe/chexpert/auroc/10%"
