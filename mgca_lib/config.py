@@ -193,9 +193,6 @@ class TrainingConfig:
     epochs: int = _setting(50, "passes over the training pairs")
     batch_size: int = _setting(72, "pairs per process and forward pass (published: 72 on each of 2 GPUs)")
     accumulation: int = _setting(1, "forward passes per optimiser step")
-    chunk_size: int = _setting(
-        0, "encode so many pairs at a time and compute them again in the backward pass, to save memory; 0: off"
-    )
     sync_batchnorm: bool = _setting(True, "BatchNorm over the batches of all processes (upstream: each GPU alone)")
     learning_rate: float = _setting(2e-5, "peak learning rate of AdamW")
     weight_decay: float = _setting(0.05, "weight decay of AdamW")
@@ -216,7 +213,7 @@ class TrainingConfig:
         _require(self, "learning_rate", self.learning_rate > 0, "must be positive")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "must be in [0, 1)")
         _require(self, "precision", self.precision in ("auto", "fp32", "bf16"), "must be auto, fp32 or bf16")
-        for name in ("chunk_size", "weight_decay", "clip_norm", "patience", "workers", "max_train_pairs"):
+        for name in ("weight_decay", "clip_norm", "patience", "workers", "max_train_pairs"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
 
 

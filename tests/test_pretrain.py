@@ -660,9 +660,11 @@ def test_two_processes_end_with_the_same_weights(two_processes):
     assert [row["step"] for row in histories[0]] == [1, 2]  # 16 pairs, 2 processes of 4, 2 batches a step
 
 
-def test_the_number_of_processes_must_stay(two_processes, small):
-    """The order of the pairs is cut by processes: one process cannot go on where two stopped."""
+def test_another_number_of_processes_finds_the_finished_run(two_processes, small):
+    """What makes a run is its global batch: one process with a batch of both knows it again."""
     out, config = two_processes
-    (out / "run/finished.json").unlink()
-    with pytest.raises(PretrainError, match="was started with 2 processes, so it cannot go on with 1"):
-        pretrain(config, small, out / "run", seed=1, resume=True)
+    found = pretrain(
+        config.override(batch_size=2 * config.training.batch_size), small, out / "run", seed=1, resume=True
+    )
+    assert not found.trained
+    assert found.history == json.loads((out / "run/history.json").read_text())
