@@ -21,7 +21,7 @@ from mgca_lib.course.summary import busy_seconds
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 SMOKE = ROOT / "outputs" / "smoke"
-SMOKE_SECONDS = 240
+SMOKE_SECONDS = 300
 CELL_LINES = 25
 NAMES = (
     "00_start_here",
