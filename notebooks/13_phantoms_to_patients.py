@@ -6,7 +6,7 @@
 # (3) read the licence of every film before you show it.
 #
 # - **First read** [06 Pretraining](06_pretraining.ipynb) and [07 Linear probe](07_linear_probe.ipynb).
-# - **Time** `smoke` about 10 seconds, `demo` about a minute on two CPU cores with the trained model at hand.
+# - **Time** `smoke` about 10 seconds, `demo` some minutes on two CPU cores with the trained model at hand.
 # - **Data** real films that anyone may have: NIH ChestX-ray14 (NIH Clinical Center,
 #   https://nihcc.app.box.com/v/ChestXray-NIHCC) and the COVID-19 Image Data Collection. Name their folder in
 #   `REAL_DATA`. Without them, other phantom hospitals stand in; section 1 prints which of both you are looking at, and every

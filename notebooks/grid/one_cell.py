@@ -20,7 +20,7 @@
 # from top to bottom.
 #
 # - **First read** [06 Pretraining](../06_pretraining.ipynb), for what is trained, and the notebooks that the sections name.
-# - **Time** `smoke` about 10 s, `demo` two to four minutes on two CPU cores.
+# - **Time** `smoke` about 10 s, `demo` not timed yet.
 # - **Data** the phantom MIMIC-CXR and CheXpert of notebook 01.
 # - **Departures from the other notebooks** fewer pairs and epochs than notebook 06, so that many cells can be paid for.
 #   Numbers of the grid are comparable with each other, and not with those of notebooks 06 to 10.
