@@ -5,13 +5,14 @@ SEED ?= 42
 SEEDS ?= 43 44
 LAB ?=
 VARIANTS ?=
+BENCH ?=
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 BIN := .venv/bin
 COURSE := $(BIN)/python -m mgca_lib.course
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course seeds grid test test-all lint smoke lab pair outputs clean
+.PHONY: help setup course seeds grid bench test test-all lint smoke lab pair outputs clean
 
 help: ## this list
 	@echo "Usage: make TARGET [PROFILE=smoke|demo|paper] [SEED=42] [CORES=2]"
@@ -27,6 +28,9 @@ seeds: $(STAMP) ## the course, with notebooks 03, 04 and 06 to 08 repeated for S
 
 grid: $(STAMP) ## train and measure variants for SEEDS, one run each; VARIANTS="ita all" picks some
 	@$(COURSE) grid --profile $(PROFILE) --seed $(SEED) --cores $(CORES) --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS))
+
+bench: $(STAMP) ## all benchmarks that this computer can run; BENCH="losses probe" picks some
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 test: lint ## linters, every notebook at smoke, tests and gates
 	@$(MAKE) --no-print-directory _tests SELECT='-m "not slow"'
@@ -44,6 +48,7 @@ lint: $(STAMP)
 _tests:
 	@status=0; \
 	$(COURSE) run --profile smoke --cores $(CORES) || status=1; \
+	$(COURSE) grid --profile smoke --cores $(CORES) --variants cta_grounded || status=1; \
 	MGCA_SMOKE=required $(BIN)/python -m pytest $(SELECT) || status=1; \
 	exit $$status
 
@@ -53,7 +58,7 @@ lab: $(STAMP) ## open JupyterLab on the course (as root, in a container: LAB=--a
 pair: $(STAMP) ## rewrite notebooks/*.ipynb from notebooks/*.py, outputs kept
 	@$(COURSE) pair
 
-outputs: $(STAMP) ## put the outputs of the last demo run into notebooks/*.ipynb
+outputs: $(STAMP) ## put the outputs of the last demo run into notebooks/*.ipynb, and those of the grid into notebooks/grid
 	@$(COURSE) outputs
 
 clean: ## delete data and outputs of smoke and demo

@@ -30,8 +30,12 @@ NEEDS = {
     "11_prototype_sweep": ["06_pretraining"],
     "12_upstream_quirks": ["06_pretraining"],
     "13_phantoms_to_patients": ["06_pretraining"],
+    "14_ablation": ["01_data_preparation"],
+    "15_grounding": ["06_pretraining", "13_phantoms_to_patients"],  # 13 prepares the films of patients
 }
-HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining"}  # these take all cores
+# These read the results of the grid that come with the project (mgca_lib/grid_results.py).
+READ_GRID = {"11_prototype_sweep", "12_upstream_quirks", "14_ablation", "15_grounding"}
+HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining", "15_grounding"}  # these take all cores
 # Repeated for further seeds, on the same data.
 SEEDED = ["03_instance_alignment", "04_token_alignment", "06_pretraining", "07_linear_probe", "08_seeing_prototypes"]
 
@@ -64,6 +68,7 @@ rule notebook:
     input:
         notebook="notebooks/{name}.py",
         sources=lambda wildcards: source_files(Path(f"notebooks/{wildcards.name}.py"), Path()),
+        grid=lambda wildcards: ["notebooks/grid/demo.csv"] if wildcards.name in READ_GRID else [],
         needs=lambda wildcards: [f"{folder_of(need, wildcards.more)}/metrics.json" for need in NEEDS[wildcards.name]],
     output:
         OUTPUTS + "{more}/{name}/metrics.json",

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mgca_lib.config import Config
+from mgca_lib.config import Config, ConfigError
 from mgca_lib.data.tokenization import load_tokenizer
 from mgca_lib.encoders import EncoderError
 from mgca_lib.model import MGCA, build_model
@@ -124,19 +124,35 @@ def load_checkpoint(
             f"{folder}: no checkpoint ({MODEL_FILE} is missing); run notebook 06, or python -m mgca_lib.pretrain"
         )
     config, provenance = read_config(found)
-    text = found / TEXT_FOLDER
+    model, tokenizer = rebuild(found, config)
+    load_weights(model, found / MODEL_FILE)
+    return model.to(device).eval(), tokenizer, provenance
+
+
+def rebuild(folder: Path, config: Config) -> tuple[MGCA, PreTrainedTokenizerBase]:
+    """Build the tokenizer and the untrained model of a checkpoint; nothing is downloaded.
+
+    Args:
+        folder: The checkpoint.
+        config: Its settings.
+
+    Raises:
+        CheckpointError: a file of the text encoder is missing or damaged, or the settings describe no model.
+        ConfigError: two settings contradict each other.
+    """
+    text = folder / TEXT_FOLDER
     for name in ("tokenizer.json", "tokenizer_config.json", CONFIG_FILE):
         if not (text / name).is_file():  # transformers would look for it on the hub
             raise CheckpointError(f"{text / name}: missing; the checkpoint is incomplete")
     try:
         tokenizer = load_tokenizer(text)
-        model = build_model(config, tokenizer, architecture=text)
+        return build_model(config, tokenizer, architecture=text), tokenizer
     except EncoderError as error:
-        raise CheckpointError(f"{found / CONFIG_FILE}: {error}") from None
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{text}: not a readable tokenizer and configuration ({error})") from None
-    load_weights(model, found / MODEL_FILE)
-    return model.to(device).eval(), tokenizer, provenance
 
 
 def read_config(folder: str | Path) -> tuple[Config, dict[str, Any]]:

@@ -46,6 +46,9 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# May be missing in older checkpoints: the defaults are what was done.
+_LATER = {"chunk_size", "stem_width"}
+
 _KINDS = {
     bool: ("True or False", lambda value: isinstance(value, bool)),
     int: ("a whole number", _is_whole),
@@ -69,6 +72,7 @@ class ModelConfig:
     backbone: str = _setting("vit_base_patch16_224", "timm name of the image encoder, ViT or CNN")
     backbone_weights: bool = _setting(True, "start the image encoder from timm's ImageNet weights (needs the hub)")
     backbone_channels: list[int] = _setting([], "channels per stage, for timm ResNets only; empty: as published")
+    stem_width: int = _setting(0, "channels of the stem's first layers, for timm ResNets only; 0: as published")
     stored_size: int = _setting(256, "side of the padded square image before cropping, pixels")
     image_size: int = _setting(224, "side of the crop that the encoder sees, pixels")
     upsample_to: int = _setting(0, "resize the crop to this side inside the encoder (upstream ResNet-50: 299); 0: off")
@@ -94,6 +98,7 @@ class ModelConfig:
         _require(self, "stored_size", self.stored_size >= self.image_size, "must be at least image_size")
         _require(self, "upsample_to", self.upsample_to >= 0, "must not be negative")
         _require(self, "backbone_channels", all(width >= 1 for width in self.backbone_channels), "must be positive")
+        _require(self, "stem_width", self.stem_width == 0 or self.stem_width >= 4, "must be 0 or at least 4")
         _require(self, "text_width", self.text_width % self.text_heads == 0, "must be a multiple of text_heads")
         _require(self, "text_vocabulary", self.text_vocabulary >= 6, "must be at least 6: five are special")
         _require(self, "max_pieces", self.max_pieces >= 3, "must be at least 3: [CLS], one piece, [SEP]")
@@ -193,6 +198,9 @@ class TrainingConfig:
     epochs: int = _setting(50, "passes over the training pairs")
     batch_size: int = _setting(72, "pairs per process and forward pass (published: 72 on each of 2 GPUs)")
     accumulation: int = _setting(1, "forward passes per optimiser step")
+    chunk_size: int = _setting(
+        0, "encode so many pairs at a time and compute them again in the backward pass, to save memory; 0: off"
+    )
     sync_batchnorm: bool = _setting(True, "BatchNorm over the batches of all processes (upstream: each GPU alone)")
     learning_rate: float = _setting(2e-5, "peak learning rate of AdamW")
     weight_decay: float = _setting(0.05, "weight decay of AdamW")
@@ -213,7 +221,7 @@ class TrainingConfig:
         _require(self, "learning_rate", self.learning_rate > 0, "must be positive")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "must be in [0, 1)")
         _require(self, "precision", self.precision in ("auto", "fp32", "bf16"), "must be auto, fp32 or bf16")
-        for name in ("weight_decay", "clip_norm", "patience", "workers", "max_train_pairs"):
+        for name in ("chunk_size", "weight_decay", "clip_norm", "patience", "workers", "max_train_pairs"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
 
 
@@ -238,7 +246,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Config":
-        """Rebuild the settings that :meth:`to_dict` returned.
+        """Rebuild the settings that :meth:`to_dict` returned, perhaps before the latest settings existed.
 
         Raises:
             ConfigError: a key is missing or unknown, or a value is out of range.
@@ -249,7 +257,7 @@ class Config:
         parts = {"model": ModelConfig, "alignment": AlignmentConfig, "training": TrainingConfig}
         for name, part in parts.items():
             known = {item.name for item in fields(part)}
-            for setting in sorted(known ^ set(content[name])):
+            for setting in sorted((known ^ set(content[name])) - (_LATER - set(content[name]))):
                 problem = "is missing" if setting in known else "is unknown"
                 raise ConfigError(f"configuration: setting {name}.{setting} {problem}")
         return cls(profile=content["profile"], **{name: part(**content[name]) for name, part in parts.items()})
@@ -306,6 +314,7 @@ PROFILES: dict[str, Config] = {
             **_SMALL_TEXT,
             backbone="resnet10t",
             backbone_channels=[32, 64, 128, 256],
+            stem_width=16,
             stored_size=120,
             image_size=96,
             text_width=128,

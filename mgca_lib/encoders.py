@@ -59,6 +59,7 @@ class ImageEncoder(nn.Module):
         pretrained: Start from timm's weights, which asks the hub unless they are cached.
         image_size: Side of the input, pixels (sets a ViT's position grid).
         channels: Channels per stage, for timm ResNets only; empty: as published.
+        stem_width: Channels of the stem's first layers, for timm ResNets only; 0: as published.
         upsample_to: Resize the input to this side first (upstream's ResNet-50 uses 299); 0: off.
 
     Attributes:
@@ -81,11 +82,12 @@ class ImageEncoder(nn.Module):
         pretrained: bool,
         image_size: int,
         channels: tuple[int, ...] = (),
+        stem_width: int = 0,
         upsample_to: int = 0,
     ) -> None:
         super().__init__()
         self.upsample_to = upsample_to
-        self.trunk = _build_trunk(backbone, pretrained, upsample_to or image_size, tuple(channels))
+        self.trunk = _build_trunk(backbone, pretrained, upsample_to or image_size, tuple(channels), stem_width)
         self.is_vit = getattr(self.trunk, "cls_token", None) is not None
         if self.is_vit:
             if not isinstance(getattr(self.trunk.blocks[-1], "attn", None), Attention):
@@ -250,7 +252,7 @@ class GlobalProjection(nn.Module):
         # BatchNorm magnifies what tells the studies of a batch apart. Early in training that is little, and bf16
         # would round much of it off: half the instance loss was noise then. The cost is one vector a study.
         with torch.autocast(pooled.device.type, enabled=False):
-            return F.normalize(self.layers(pooled.float()), dim=-1)
+            return F.normalize(self.layers(pooled.to(self.layers[0].weight.dtype)), dim=-1)
 
 
 class LocalProjection(nn.Module):
@@ -286,6 +288,7 @@ def build_image_encoder(config: ModelConfig) -> ImageEncoder:
         pretrained=config.backbone_weights,
         image_size=config.image_size,
         channels=tuple(config.backbone_channels),
+        stem_width=config.stem_width,
         upsample_to=config.upsample_to,
     )
 
@@ -353,7 +356,9 @@ def build_report_encoder(
     return ReportEncoder(model, **quirks)
 
 
-def _build_trunk(backbone: str, pretrained: bool, image_size: int, channels: tuple[int, ...]) -> nn.Module:
+def _build_trunk(
+    backbone: str, pretrained: bool, image_size: int, channels: tuple[int, ...], stem_width: int
+) -> nn.Module:
     if not timm.is_model(backbone):
         raise EncoderError(
             f"backbone {backbone!r}: timm {timm.__version__} knows no such model; see timm.list_models()"
@@ -361,6 +366,8 @@ def _build_trunk(backbone: str, pretrained: bool, image_size: int, channels: tup
     options: dict[str, object] = {"num_classes": 0, "img_size": image_size}
     if channels:
         options["channels"] = channels
+    if stem_width:
+        options["stem_width"] = stem_width
     try:
         try:
             return timm.create_model(backbone, pretrained=pretrained, **options)

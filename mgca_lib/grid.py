@@ -1,28 +1,33 @@
 """The grid: variants times seeds, each trained alike and measured with the same yardsticks.
 
-Notebook 11 trains one cell of it and writes ``metrics.json``; ``make grid`` runs that notebook for many variants and
-seeds; notebooks read the cells as one table. The same seed gives every variant the same data in the same order, so
-variants are compared by differences within a seed.
+``notebooks/grid/one_cell.py`` trains one cell of it, measures it with the functions of this module and writes
+``metrics.json``; ``make grid`` runs that notebook for many variants and seeds. :mod:`mgca_lib.grid_results` reads the
+cells as one table.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from transformers import PreTrainedTokenizerBase
 
-from mgca_lib.course.summary import METRICS_FILE, read_metrics
 from mgca_lib.data.pairs import PairImages, report_texts
 from mgca_lib.data.studies import Studies
 from mgca_lib.data.tasks import TASKS, TaskImages
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.features import embed_pairs, extract_features
-from mgca_lib.evaluation.grounding import Phrases, ground_phrases, summarise_grounding, word_maps
-from mgca_lib.evaluation.intervals import Interval, t_interval
+from mgca_lib.evaluation.grounding import (
+    GroundingSummary,
+    Phrases,
+    ground_boxes,
+    ground_phrases,
+    summarise_grounding,
+    word_maps,
+)
+from mgca_lib.evaluation.intervals import Interval
 from mgca_lib.evaluation.linear_probe import linear_probe
 from mgca_lib.evaluation.prototypes import assign_prototypes, cluster_agreement, dominant_finding
 from mgca_lib.evaluation.retrieval import chance_recall, retrieval_recall
@@ -40,35 +45,49 @@ FINDINGS = (
     "Pneumothorax",
 )
 """Labels that clusters are compared with, as in notebook 08."""
-TABLE_COLUMNS = ("variant", "seed", "metric", "value")
+BOX_TEXTS = {
+    "Effusion": "pleural effusion",
+    "Infiltration": "patchy opacity",
+    "Mass": "pulmonary mass",
+    "Nodule": "pulmonary nodule",
+}
+"""What is read for a box of NIH ChestX-ray14 whose label is not a phrase of reports; other labels are read as named."""
+FEWEST_PATIENTS = 10
+"""Fewer boxed patients with a label get no number of their own."""
 
 
 def measure_probe(
-    model: MGCA, chexpert: Studies, *, seeds: Sequence[int], cache_dir: Path | None = None
+    model: MGCA,
+    studies: Studies,
+    *,
+    dataset: str = "chexpert",
+    seeds: Sequence[int],
+    cache_dir: Path | None = None,
 ) -> dict[str, Interval]:
-    """Linear probes on CheXpert from the frozen image encoder, as in notebook 07.
+    """Linear probes from the frozen image encoder, as in notebook 07.
 
     Args:
         model: A pretrained model.
-        chexpert: The whole prepared dataset.
+        studies: The whole prepared dataset.
+        dataset: Its name: ``"chexpert"`` or ``"rsna"``, the two of the paper's ablation.
         seeds: One draw of the labels each, at 1 % and 10 %.
         cache_dir: Folder for the features.
 
     Returns:
         ``probe/chexpert/auroc/1%`` and so on.
     """
-    task = TASKS["chexpert"]
+    task = TASKS[dataset]
     transform = _transform(model)
     parts = [
         extract_features(
-            model.image_encoder, TaskImages(chexpert.split(name), task, transform), cache_dir=cache_dir, num_workers=0
+            model.image_encoder, TaskImages(studies.split(name), task, transform), cache_dir=cache_dir, num_workers=0
         )
         for name in ("train", "valid", "test")
     ]
     found = {}
     for label, fraction in FRACTIONS.items():
         probe = linear_probe(*parts, task=task, fraction=fraction, seeds=seeds)
-        found[f"probe/chexpert/auroc/{label}"] = Interval(probe.mean, probe.low, probe.high, probe.n)
+        found[f"probe/{dataset}/auroc/{label}"] = Interval(probe.mean, probe.low, probe.high, probe.n)
     return found
 
 
@@ -101,22 +120,29 @@ def measure_grounding(
 
     Returns:
         For each finding: ``grounding/FINDING/pointing``, ``/contrast`` and ``/iou`` with intervals over patients,
-        ``/chance`` (of a blind guess) and, where another patient has the finding, ``/control`` (how often the same
-        maximum hits the masks of other patients).
+        ``/chance`` (of a blind guess), ``/ceiling`` (that no map over the same patches exceeds) and, where another
+        patient has the finding, ``/control`` (how often the same maximum hits the masks of other patients).
     """
     settings = model.config.model
     sizes = {"stored_size": settings.stored_size, "image_size": settings.image_size}
     maps = word_maps(model, _pairs(model, tokenizer, test))
-    found: dict[str, Interval | float] = {}
-    for finding, summary in summarise_grounding(ground_phrases(phrases, maps, **sizes)).items():
-        key = f"grounding/{finding}"
-        found[f"{key}/pointing"] = summary.pointing
-        found[f"{key}/contrast"] = summary.contrast
-        found[f"{key}/iou"] = summary.iou
-        found[f"{key}/chance"] = summary.chance
-        if np.isfinite(summary.control):
-            found[f"{key}/control"] = summary.control
-    return found
+    return _by_finding("grounding", summarise_grounding(ground_phrases(phrases, maps, **sizes)))
+
+
+def measure_boxes(model: MGCA, tokenizer: PreTrainedTokenizerBase, films: Studies) -> dict[str, Interval | float]:
+    """The same on films of patients: maps of label names against boxes that radiologists drew.
+
+    Args:
+        model: A pretrained model.
+        tokenizer: Its tokenizer.
+        films: Images, some of them with boxes, for example NIH ChestX-ray14.
+
+    Returns:
+        As :func:`measure_grounding`, with keys ``boxes/all/...`` and ``boxes/LABEL/...``, for labels with at least
+        :data:`FEWEST_PATIENTS` patients.
+    """
+    summaries = summarise_grounding(ground_boxes(model, tokenizer, films, texts=BOX_TEXTS))
+    return _by_finding("boxes", {name: part for name, part in summaries.items() if part.pointing.n >= FEWEST_PATIENTS})
 
 
 def measure_prototypes(
@@ -152,56 +178,18 @@ def measure_prototypes(
     return found
 
 
-def grid_table(folder: str | Path) -> pd.DataFrame:
-    """Read every finished cell below ``folder/VARIANT/seed-N/metrics.json``.
-
-    Args:
-        folder: For example ``outputs/demo/grid``.
-
-    Returns:
-        One row a number: ``variant``, ``seed``, ``metric``, ``value`` (the mean, where the cell has an interval);
-        empty where there is no cell.
-    """
-    rows = []
-    for path in sorted(Path(folder).glob(f"*/seed-*/{METRICS_FILE}")):
-        content = read_metrics(path.parent)
-        seed = content["provenance"]["seed"]
-        for metric, value in content["metrics"].items():
-            number = value["mean"] if isinstance(value, dict) else value
-            rows.append((path.parent.parent.name, seed, metric, float(number)))
-    return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-
-
-def paired_differences(table: pd.DataFrame, baseline: str, metric: str) -> pd.DataFrame:
-    """Difference of every variant to a baseline, within each seed.
-
-    Args:
-        table: From :func:`grid_table`.
-        baseline: Variant that the others are held against.
-        metric: Name of a metric.
-
-    Returns:
-        One row a variant: ``variant``, ``mean``, ``low``, ``high`` (95 % t interval over the seeds that both have;
-        NaN with fewer than two) and ``n``, its number of seeds. Variants without a common seed are left out.
-
-    Raises:
-        ValueError: the baseline has no cell with that metric.
-
-    >>> rows = [("all", 1, "auroc", 0.7), ("all", 2, "auroc", 0.8), ("ita", 1, "auroc", 0.6), ("ita", 2, "auroc", 0.7)]
-    >>> paired_differences(pd.DataFrame(rows, columns=list(TABLE_COLUMNS)), "all", "auroc")["mean"].round(3).tolist()
-    [-0.1]
-    """
-    by_seed = table[table["metric"] == metric].pivot_table(index="seed", columns="variant", values="value")
-    if baseline not in by_seed:
-        raise ValueError(f"no cell of {baseline!r} has the metric {metric!r}; found {sorted(by_seed)}")
-    rows = []
-    for variant in by_seed.columns.drop(baseline):
-        differences = (by_seed[variant] - by_seed[baseline]).dropna().tolist()
-        if not differences:
-            continue
-        spread = t_interval(differences) if len(differences) > 1 else Interval(differences[0], np.nan, np.nan, 1)
-        rows.append((variant, spread.mean, spread.low, spread.high, spread.n))
-    return pd.DataFrame(rows, columns=["variant", "mean", "low", "high", "n"])
+def _by_finding(prefix: str, summaries: dict[str, GroundingSummary]) -> dict[str, Interval | float]:
+    found: dict[str, Interval | float] = {}
+    for finding, summary in summaries.items():
+        key = f"{prefix}/{finding}"
+        found[f"{key}/pointing"] = summary.pointing
+        found[f"{key}/contrast"] = summary.contrast
+        found[f"{key}/iou"] = summary.iou
+        found[f"{key}/chance"] = summary.chance
+        found[f"{key}/ceiling"] = summary.ceiling
+        if np.isfinite(summary.control):
+            found[f"{key}/control"] = summary.control
+    return found
 
 
 def _transform(model: MGCA) -> ImageTransform:

@@ -11,7 +11,8 @@ from mgca_lib.alignment.instance import InstanceAlignment
 from mgca_lib.alignment.pairwise import PairwiseAlignment
 from mgca_lib.alignment.prototype import PrototypeAlignment
 from mgca_lib.alignment.token import TokenAlignment, importance_weights
-from mgca_lib.config import Config
+from mgca_lib.chunking import encode_in_chunks, project_in_chunks
+from mgca_lib.config import Config, ConfigError
 from mgca_lib.data.pairs import PairBatch
 from mgca_lib.encoders import (
     GlobalProjection,
@@ -49,12 +50,16 @@ class MGCA(nn.Module):
     """The model: a batch of image-report pairs in, the three losses out.
 
     A term of weight 0 is neither computed nor reported (it is 0): ITA alone is what the published repository
-    calls ConVIRT.
+    calls ConVIRT. A batch of more than ``chunk_size`` pairs passes through encoders and local heads in chunks
+    (:mod:`mgca_lib.chunking`).
 
     Args:
         config: Heads, temperatures and weights of the terms.
         image_encoder: Gives patches.
         report_encoder: Gives words.
+
+    Raises:
+        ConfigError: ``chunk_size`` is set, and the image encoder has BatchNorm.
     """
 
     def __init__(self, config: Config, image_encoder: ImageEncoder, report_encoder: ReportEncoder) -> None:
@@ -62,6 +67,12 @@ class MGCA(nn.Module):
         alignment = config.alignment.spelled_out()
         sizes = {"hidden": config.model.hidden_dim, "joint": config.model.joint_dim}
         self.config = config
+        self.chunk_size = config.training.chunk_size
+        if self.chunk_size and any(isinstance(part, nn.BatchNorm2d) for part in image_encoder.modules()):
+            raise ConfigError(
+                f"chunk_size = {self.chunk_size}: backbone {config.model.backbone!r} has BatchNorm, whose statistics "
+                "would be those of a chunk; use a ViT, or chunk_size 0"
+            )
         self.image_encoder = image_encoder
         self.report_encoder = report_encoder
         self.image_global = GlobalProjection(image_encoder.feature_dim, **sizes)
@@ -82,7 +93,9 @@ class MGCA(nn.Module):
                 unnormalized_context=alignment.unnormalized_context,
             )
         else:
-            self.token_alignment = PairwiseAlignment(alignment.token_form, temperature=alignment.token_temperature)
+            self.token_alignment = PairwiseAlignment(
+                alignment.token_form, temperature=alignment.token_temperature, chunk=self.chunk_size
+            )
         self.prototype_alignment = PrototypeAlignment(
             alignment.num_prototypes,
             config.model.joint_dim,
@@ -101,18 +114,15 @@ class MGCA(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tokens:
         """Encode ``(B, 1 or 3, S, S)`` images to unit vectors in the joint space, float32."""
-        tokens = self.image_encoder(images)
-        return replace(
-            tokens, pooled=self.image_global(tokens.pooled), local=self.image_local(tokens.local, tokens.keep)
-        )
+        tokens = self._encode(self.image_encoder, images)
+        return self._project(tokens, self.image_global, self.image_local)
 
     def encode_report(self, batch: PairBatch) -> Tokens:
         """Encode the reports of a batch to unit vectors in the joint space, float32."""
         num_words = max(batch.num_words, self.least_words)
-        tokens = self.report_encoder(batch.pieces, batch.piece_keep, batch.word_ids, num_words)
-        return replace(
-            tokens, pooled=self.report_global(tokens.pooled), local=self.report_local(tokens.local, tokens.keep)
-        )
+        pieces = (batch.pieces, batch.piece_keep, batch.word_ids)
+        tokens = self._encode(self.report_encoder, *pieces, num_words=num_words)
+        return self._project(tokens, self.report_global, self.report_local)
 
     def forward(self, batch: PairBatch) -> tuple[Losses, Tokens, Tokens]:
         """Return the losses of a batch, and its image and report tokens."""
@@ -135,6 +145,18 @@ class MGCA(nn.Module):
             prototype = self.prototype_alignment(image.pooled, report.pooled)
         total = weights.instance_weight * instance + weights.token_weight * token + weights.prototype_weight * prototype
         return Losses(instance=instance, token=token, prototype=prototype, total=total), image, report
+
+    def _encode(self, encoder: nn.Module, *inputs: Tensor, **settings: int) -> Tokens:
+        if 0 < self.chunk_size < len(inputs[0]):
+            return encode_in_chunks(encoder, self.chunk_size, *inputs, **settings)
+        return encoder(*inputs, **settings)
+
+    def _project(self, tokens: Tokens, pooled: GlobalProjection, local: LocalProjection) -> Tokens:
+        if 0 < self.chunk_size < len(tokens.local):
+            projected = project_in_chunks(local, tokens.local, tokens.keep, self.chunk_size)
+        else:
+            projected = local(tokens.local, tokens.keep)
+        return replace(tokens, pooled=pooled(tokens.pooled), local=projected)
 
 
 def build_model(

@@ -33,7 +33,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from mgca_lib.alignment.distributed import gather
 from mgca_lib.batch_norm import synchronise_batch_norm
-from mgca_lib.checkpoint import TEXT_FOLDER, CheckpointError, find_checkpoint
+from mgca_lib.checkpoint import CheckpointError, find_checkpoint, rebuild
 from mgca_lib.config import AlignmentConfig, Config, ConfigError, ModelConfig, TrainingConfig, load_profile
 from mgca_lib.data.pairs import EpochBatches, PairBatch, PairImages, report_texts
 from mgca_lib.data.studies import DatasetError, Studies, load_studies
@@ -77,8 +77,9 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         Where the checkpoints lie, and the history.
 
     Raises:
-        PretrainError: ``out`` holds another run or cannot be written, the split is too small, or the loss is not a
-            finite number.
+        PretrainError: ``out`` holds another run or cannot be written, the split is too small, or the loss or a weight
+            is not a finite number.
+        ConfigError: ``chunk_size`` is set for a backbone with BatchNorm.
         CheckpointError: a part of ``last/`` is missing or damaged, or a checkpoint cannot be written.
         DatasetError: the dataset has no reports or no ``valid`` split, or an image cannot be read. The run then stops
             rather than skips, since without that pair every later batch would be another.
@@ -108,10 +109,11 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             "since contrast needs a second pair"
         )
     resume_from = find_checkpoint(out / "last") if resume else None
-    # A run goes on with the text encoder it has, wherever that came from.
-    text = None if resume_from is None else resume_from / TEXT_FOLDER
-    tokenizer = _tokenizer(config, train) if text is None else load_tokenizer(text)
-    model = build_model(config, tokenizer, seed=seed, architecture=text)
+    if resume_from is None:
+        tokenizer = _tokenizer(config, train)
+        model = build_model(config, tokenizer, seed=seed)
+    else:  # a run goes on with the text encoder it has, wherever that came from
+        model, tokenizer = rebuild(resume_from, config)
     if training.sync_batchnorm and processes > 1:
         synchronise_batch_norm(model)
     optimizer = torch.optim.AdamW(
@@ -157,6 +159,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             _report_step(bar, log, losses, rate, state, config, accelerator)
             if state.step % training.checkpoint_steps == 0 and state.step % steps_per_epoch:
                 log.flush()
+                _check_weights(model, state.step, out)
                 keeper.save_last(state)
 
         measured = evaluate(wrapped, valid_loader, accelerator)
@@ -365,10 +368,20 @@ def _stopped_early(state: Progress, patience: int) -> bool:
 def _check_finite(losses: dict[str, float], step: int, out: Path) -> None:
     for name, value in losses.items():
         if not math.isfinite(value):
-            raise PretrainError(
-                f"step {step}: the {name} loss is {value}. The checkpoints in {out} are from before; lower "
-                "learning_rate, or set clip_norm, and train anew"
-            )
+            raise _diverged(step, f"the {name} loss is {value}", out)
+
+
+def _check_weights(model: nn.Module, step: int, out: Path) -> None:
+    """Raise where the last update ruined a weight, which the loss shows a step later: too late for the checkpoint."""
+    if not torch.stack([weight.isfinite().all() for weight in model.parameters()]).all():
+        raise _diverged(step, "a weight is no finite number any more", out)
+
+
+def _diverged(step: int, problem: str, out: Path) -> PretrainError:
+    return PretrainError(
+        f"step {step}: {problem}. The checkpoints in {out} are from before; lower learning_rate, or set clip_norm, and "
+        "train anew"
+    )
 
 
 def _report_step(

@@ -43,7 +43,7 @@ FINISHED_FILE = "finished.json"
 
 # These decide how a run is computed, not what. batch_size belongs to them since its product with the number of
 # processes is compared instead.
-_HOW = ("batch_size", "workers", "keep_images", "checkpoint_steps")
+_HOW = ("batch_size", "chunk_size", "workers", "keep_images", "checkpoint_steps")
 
 
 class PretrainError(ValueError):

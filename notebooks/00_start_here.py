@@ -152,9 +152,12 @@ run.show(
 # | [11 Prototype sweep](11_prototype_sweep.ipynb) | How many prototypes, and do they need their own loss? | clusters against a control that grows with them |
 # | [12 Upstream's quirks](12_upstream_quirks.ipynb) | What are the published code's quirks worth? | each deviation on paper, and how often it can bite |
 # | [13 Phantoms to patients](13_phantoms_to_patients.ipynb) | Does anything learned on phantoms help on patients? | real films, the shortcut lesson, domain shift |
+# | [14 Ablation](14_ablation.ipynb) | What does each alignment add? | the paper's table 4 in miniature, with seeds and intervals |
+# | [15 Grounding](15_grounding.ipynb) | Is token alignment grounding? | a token loss that makes words point, and proof by frozen encoders |
 #
 # Go through them in order. 02 to 05 each take one part of the picture; 06 puts them together; 07 to 11 ask
-# whether it worked; 12 looks at the published code, and 13 at real films.
+# whether it worked; 12 looks at the published code, 13 at real films; 14 and 15 compare trainings with and without each
+# term.
 #
 # ## 4. Three profiles
 #

@@ -99,7 +99,7 @@ from mgca_lib.encoders import build_image_encoder
 
 film = to_display(batch.images[0])
 torch.manual_seed(run.seed)
-small = replace(config, backbone_weights=False, backbone_channels=[], upsample_to=0)
+small = replace(config, backbone_weights=False, backbone_channels=[], stem_width=0, upsample_to=0)
 vit = build_image_encoder(replace(small, backbone="test_vit")).to(run.device).eval()
 cnn = model.image_encoder
 if cnn.is_vit:  # the published default; take a small CNN beside it

@@ -125,22 +125,15 @@ pretrained = load_checkpoint(trained.best, device=run.device)[0].image_encoder
 
 # %%
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 
 from mgca_lib.encoders import build_image_encoder
+from mgca_lib.evaluation.features import Thumbnail
 
 torch.manual_seed(run.seed)  # pretraining drew its first weights with this seed
 untrained = build_image_encoder(replace(run.config.model, backbone_weights=False)).to(run.device)
-
-
-class Thumbnail(torch.nn.Sequential):
-    def forward(self, images):
-        return SimpleNamespace(pooled=super().forward(images))  # all that a probe asks of an encoder
-
-
-thumbnail = Thumbnail(torch.nn.AdaptiveAvgPool2d(16), torch.nn.Flatten())
+thumbnail = Thumbnail(16)
 encoders = {"random": untrained, "thumbnail": thumbnail, "mgca": pretrained}
 print(f"features: {pretrained.feature_dim} from both networks, {16 * 16} from the thumbnail")
 

@@ -21,7 +21,7 @@ PROFILE = "demo"  # smoke | demo | paper: the only knob most readers turn
 SEED = 42  # one seed drives Python, NumPy, PyTorch and the data order
 DATA_ROOT = ""  # empty: data/PROFILE in the project
 OUTPUT_DIR = ""  # empty: outputs/PROFILE/NN_name in the project
-GRID_DIR = ""  # results of the grid; empty: outputs/PROFILE/grid in the project
+GRID_DIR = ""  # cells of your own; empty: outputs/PROFILE/grid in the project
 COUNTS = [4, 8, 16, 32, 64, 128]  # numbers of clusters to try on the frozen model
 
 # %%
@@ -31,8 +31,6 @@ run = start_run("11_prototype_sweep", profile=PROFILE, seed=SEED, data_root=DATA
 run
 
 # %%
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
@@ -47,10 +45,12 @@ from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation import prototypes as analysis
 from mgca_lib.evaluation.features import embed_pairs
 from mgca_lib.evaluation.intervals import t_interval
-from mgca_lib.grid import grid_table, paired_differences
+from mgca_lib.grid_results import load_grid, paired_differences, verdict
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import pretrain
 from mgca_lib.variants import VARIANTS
+
+pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
 
 # %% [markdown]
 # ## 1. Guess first
@@ -314,12 +314,9 @@ for length, part in overlap.items():
 # k-means at the same $K$ as the variant. Differences are taken within a seed, and get a t interval over the seeds.
 
 # %%
-folder = run.root / (GRID_DIR or Path("outputs", run.profile, "grid"))
-grid = grid_table(folder)
+grid = load_grid(run.root, run.profile, GRID_DIR)
 grid = grid[grid["variant"].isin(named)]
-if grid.empty:
-    print("The grid has not been run for this profile: `make grid` trains it. The rest of this section has no numbers.")
-grid.groupby("variant")["seed"].nunique().reindex([name for name in named if name in set(grid["variant"])])
+grid.groupby(["variant", "source"])["seed"].nunique().unstack().reindex(named).fillna(0).astype(int)
 
 # %%
 wide = grid.pivot_table(index=["variant", "seed"], columns="metric", values="value")
@@ -346,16 +343,6 @@ if scores:
 # very different chance levels. Now the differences to `all`. The sentence follows from the interval and from nothing
 # else: if it holds 0, there is no difference at this size, and we say how large a difference could hide.
 
-
-# %%
-def verdict(row):
-    if row["n"] < 2:
-        return "one seed: no verdict"
-    if row["low"] <= 0 <= row["high"]:
-        return f"no difference at this size (at most {max(-row['low'], row['high']):.3f} either way)"
-    return f"{'higher' if row['mean'] > 0 else 'lower'} than all by {abs(row['mean']):.3f}"
-
-
 # %%
 long = wide.rename_axis(columns="metric").stack().rename("value").reset_index() if len(wide) else grid
 verdicts = {}
@@ -363,7 +350,7 @@ for label, column in measures.items():
     if "all" not in set(long.loc[long["metric"] == column, "variant"]):
         continue
     for row in paired_differences(long, "all", column).to_dict("records"):
-        verdicts[f"{row['variant']}, {label}"] = verdict(row)
+        verdicts[f"{row['variant']}, {label}"] = verdict(row["mean"], row["low"], row["high"])
         if row["n"] > 1:
             key = f"grid/{row['variant']}/{label.replace('-', '')}_nmi_above_shuffled_minus_all"
             run.record(key, {part: row[part] for part in ("mean", "low", "high", "n")})

@@ -33,7 +33,7 @@ PROFILE = "demo"  # smoke | demo | paper: the only knob most readers turn
 SEED = 42  # one seed drives Python, NumPy, PyTorch and the data order
 DATA_ROOT = ""  # empty: data/PROFILE in the project
 OUTPUT_DIR = ""  # empty: outputs/PROFILE/NN_name in the project
-GRID_DIR = ""  # results of the grid; empty: outputs/PROFILE/grid in the project
+GRID_DIR = ""  # cells of your own; empty: outputs/PROFILE/grid in the project
 
 # %%
 from mgca_lib.run import start_run
@@ -60,7 +60,7 @@ from mgca_lib.data.pairs import PairImages, report_texts
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import merge_pieces
 from mgca_lib.evaluation.features import pair_batches
-from mgca_lib.grid import grid_table, paired_differences
+from mgca_lib.grid_results import load_grid, paired_differences, verdict
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import pretrain
 from mgca_lib.variants import VARIANTS, variant_config
@@ -330,12 +330,9 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # interval of the mean difference is Student's, over seeds.
 
 # %%
-grid = run.root / (GRID_DIR or f"outputs/{run.profile}/grid")
-table = grid_table(grid)
+table = load_grid(run.root, run.profile, GRID_DIR)
 trained = table[table["variant"].isin(["all", *quirks])]
-if trained.empty:
-    print("no results of the grid at this profile yet: the tables below stay empty")
-trained.groupby("variant")["seed"].nunique().reindex(["all", *quirks]).dropna().to_frame("seeds")
+trained.groupby(["variant", "source"])["seed"].nunique().unstack().reindex(["all", *quirks]).fillna(0).astype(int)
 
 # %% [markdown]
 # A verdict in words should follow from the interval and from nothing else, so the code writes it. If the interval
@@ -343,12 +340,6 @@ trained.groupby("variant")["seed"].nunique().reindex(["all", *quirks]).dropna().
 
 
 # %%
-def verdict(row):
-    if row["low"] <= 0 <= row["high"]:
-        return f"no difference at this size (at most {max(-row['low'], row['high']):.3f} either way)"
-    return f"{'higher' if row['mean'] > 0 else 'lower'} by {abs(row['mean']):.3f}"
-
-
 def differences(metric):
     if "all" not in set(trained.loc[trained["metric"] == metric, "variant"]):
         return pd.DataFrame(columns=["variant", "mean", "low", "high", "n"])
@@ -379,7 +370,9 @@ if scores:
         figure, "probe", "Linear probe with each quirk, difference to the corrected model, 95 % interval over seeds."
     )
 found = differences(probe["10% of labels"])
-found.assign(verdict=[verdict(row) for row in found.to_dict("records")]).set_index("variant")
+found.assign(verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]).set_index(
+    "variant"
+)
 
 # %% [markdown]
 # ### Retrieval
@@ -395,7 +388,9 @@ if scores:
         figure, "retrieval", "Retrieval with each quirk, difference to the corrected model, 95 % interval over seeds."
     )
 found = differences(retrieval["report to image"])
-found.assign(verdict=[verdict(row) for row in found.to_dict("records")]).set_index("variant")
+found.assign(verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]).set_index(
+    "variant"
+)
 
 # %% [markdown]
 # ### Pointing
@@ -411,7 +406,9 @@ if scores:
     figure = figures.interval_dots(scores, value_label="hit rate minus that of all", levels={"no difference": 0})
     run.show(figure, "pointing", "Pointing game with each quirk, difference to the corrected model, 95 % over seeds.")
 found = differences(pointing["all findings"])
-found.assign(verdict=[verdict(row) for row in found.to_dict("records")]).set_index("variant")
+found.assign(verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]).set_index(
+    "variant"
+)
 
 # %% [markdown]
 # ### How many of these would chance alone bring?

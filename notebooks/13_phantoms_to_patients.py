@@ -170,12 +170,12 @@ run.show(lines, "grey_values", f"Grey values of {', '.join(named)}: every source
 
 # %%
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 
 from mgca_lib.checkpoint import load_checkpoint
 from mgca_lib.encoders import build_image_encoder
+from mgca_lib.evaluation.features import Thumbnail
 from mgca_lib.pretrain import pretrain
 
 trained = pretrain(run.config, phantoms, run.pretraining, seed=run.seed, resume=True)
@@ -183,14 +183,7 @@ print("pretrained now" if trained.trained else "found the finished run of notebo
 model, tokenizer, _ = load_checkpoint(trained.best, device=run.device)
 torch.manual_seed(run.seed)  # pretraining drew its first weights with this seed
 untrained = build_image_encoder(replace(run.config.model, backbone_weights=False)).to(run.device)
-
-
-class Thumbnail(torch.nn.Sequential):
-    def forward(self, images):
-        return SimpleNamespace(pooled=super().forward(images))  # all that a probe asks of an encoder
-
-
-thumbnail = Thumbnail(torch.nn.AdaptiveAvgPool2d(16), torch.nn.Flatten())
+thumbnail = Thumbnail(16)
 encoders = {"random": untrained, "thumbnail": thumbnail, "mgca": model.image_encoder}
 
 # %%
@@ -681,7 +674,7 @@ assert your_cases == bootstrap_interval(lambda rows: right[rows].mean(), 30, gro
 
 # %%
 side_pixels = 4  # replace by your own
-tiny = Thumbnail(torch.nn.AdaptiveAvgPool2d(side_pixels), torch.nn.Flatten())
+tiny = Thumbnail(side_pixels)
 assert extract_features(tiny, films_of(sources["phantoms"][2])).values.shape[1] == side_pixels**2
 for pair in combinations(sources, 2):
     print(f"{' or '.join(pair)}? {side_pixels} x {side_pixels} pixels: AUROC {told_apart(tiny, *pair)}")
@@ -756,5 +749,7 @@ run.finish(question="Does anything learned on phantoms help on patients?", headl
 # - Wang F. et al. Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning. NeurIPS 2022,
 #   arXiv 2210.06044. The published numbers are those of its table 5.
 #
-# This is the end of the road from drawn to real films. [00 Start here](00_start_here.ipynb) lists all notebooks; with a licence for
-# MIMIC-CXR, [06 Pretraining](06_pretraining.ipynb) runs on real pairs.
+# This is the end of the road from drawn to real films; with a licence for MIMIC-CXR, [06 Pretraining](06_pretraining.ipynb) runs on
+# real pairs.
+#
+# **Next:** [14 Ablation](14_ablation.ipynb): what does each alignment add?

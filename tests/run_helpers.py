@@ -4,16 +4,19 @@ import functools
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from mgca_lib.config import Config
 from mgca_lib.training_state import Pretraining
 
 CLOCK = {"seconds", "pairs_per_second"}
@@ -63,6 +66,30 @@ def wait_for(process: multiprocessing.Process) -> int:
     return process.exitcode
 
 
+def processor_seconds(work: Callable[..., None], *arguments: Any) -> float:
+    """Run ``work`` in a forked process and return the processor time that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert in_child(work, *arguments) == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def killed_after(seconds: float, work: Callable[..., None], *arguments: Any) -> bool:
+    """Run ``work`` in a forked process that dies once it has had so much processor time; returns whether it did.
+
+    Processor time, since by the clock a busy computer would kill before the start or after the end. The timer's signal
+    has no handler, and so ends the process in the kernel as SIGKILL does, wherever it is.
+    """
+
+    def timed() -> None:
+        signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-4))
+        work(*arguments)
+
+    code = in_child(timed)
+    assert code in (0, -signal.SIGPROF)
+    return code != 0
+
+
 def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> list[int]:
     """Run ``work(rank, ...)`` in ``count`` forked processes joined by gloo; returns their exit codes."""
     with socket.socket() as probe:
@@ -95,3 +122,13 @@ def die_at(owner: Any, name: str, number: int, *, halfway: Callable[..., None] |
         return original(*arguments, **settings)
 
     setattr(owner, name, dying)
+
+
+def command_words(config: Config, data: Path, out: Path, seed: int, *more: str) -> list[str]:
+    """Return the arguments of ``python -m mgca_lib.pretrain`` that spell out every setting."""
+    words = ["--data", str(data), "--out", str(out), "--profile", "smoke", "--seed", str(seed), *more]
+    for part in ("model", "alignment", "training"):
+        for name, value in config.to_dict()[part].items():
+            if not isinstance(value, list) and value != "":
+                words += [f"--{name}", str(value)]
+    return words

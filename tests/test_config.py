@@ -31,6 +31,9 @@ BAD_VALUES = [
     ("backbone_channels", (32, 64)),
     ("backbone_channels", [32, 0]),
     ("backbone_channels", [32.0]),
+    ("stem_width", 16.5),
+    ("stem_width", 3),
+    ("stem_width", -4),
     ("text_layers", 0),
     ("text_width", 0),
     ("text_width", 191),  # prime
@@ -76,6 +79,10 @@ BAD_VALUES = [
     ("workers", -1),
     ("checkpoint_steps", 0),
     ("max_train_pairs", -5),
+    ("chunk_size", -1),
+    ("sync_batchnorm", 1),
+    ("queue_size", -1),
+    ("queue_size", 1.5),
 ]
 
 
@@ -186,6 +193,8 @@ def test_from_dict_refuses_what_to_dict_did_not_write():
     rest = {key: value for key, value in content["model"].items() if key != "hidden_dim"}
     with pytest.raises(ConfigError, match="model.hidden_dim is missing"):
         Config.from_dict({**content, "model": rest})
+    older = {key: value for key, value in content["training"].items() if key != "chunk_size"}
+    assert Config.from_dict({**content, "training": older}) == load_profile("smoke")
     with pytest.raises(ConfigError, match="epochs = 0"):
         Config.from_dict({**content, "training": {**content["training"], "epochs": 0}})
 
@@ -244,6 +253,8 @@ def test_every_option_reaches_its_setting(part, name):
         words, value = ["--upstream", "vit"], "vit"
     elif name == "local_groups":
         words, value = ["--local_groups", "2", "--no_gather"], 2  # one contradicts the other
+    elif name == "stem_width":
+        words, value = ["--stem_width", "16"], 16
     elif isinstance(default, list):
         words, value = [f"--{name}", "8", "16"], [8, 16]
     elif isinstance(default, str):

@@ -64,6 +64,22 @@ def test_a_vit_gives_class_token_and_patches():
     assert torch.equal(tokens.local, every[:, 1:])
 
 
+def test_channels_of_a_resnet():
+    """Stem and stages have the widths that were asked for; by default timm's."""
+    settings = {"pretrained": False, "image_size": 64}
+    narrow = ImageEncoder("resnet10t", channels=(8, 16, 24, 40), stem_width=8, **settings)
+    stem = [module for module in narrow.trunk.conv1 if isinstance(module, torch.nn.Conv2d)]
+    assert [conv.out_channels for conv in stem] == [6, 8, 16]
+    assert (narrow.local_dim, narrow.feature_dim) == (24, 40)
+    tokens = narrow(images())
+    assert (tokens.local.shape, tokens.pooled.shape) == ((2, 16, 24), (2, 40))
+    published = ImageEncoder("resnet10t", **settings).trunk
+    assert [conv.out_channels for conv in published.conv1 if isinstance(conv, torch.nn.Conv2d)] == [24, 32, 64]
+    for other in ({"stem_width": 8}, {"channels": (8, 16, 24, 40)}):
+        with pytest.raises(EncoderError, match=r"backbone 'test_vit': does not take these settings"):
+            ImageEncoder("test_vit", **other, **settings)
+
+
 def test_the_hook_leaves_with_the_forward_pass():
     model = encoder("test_vit")
     before = copy.deepcopy(model.trunk.blocks[-1].attn._forward_pre_hooks)

@@ -293,20 +293,21 @@ def test_similarity_histogram_means_and_shares():
 
 
 def test_bands_and_controls_share_the_colour_of_their_line():
-    figure = figures.curves(
-        [1, 2],
-        {"a": [3, 4], "shuffled": [1, 2]},
-        x_label="x",
-        y_label="y",
-        bands={"a": ([2, 3], [4, 5])},
-        dashed=["shuffled"],
-    )
-    (axis,) = figure.axes
-    own, control = axis.lines[:2]
-    assert own.get_color() == control.get_color()
-    assert (own.get_linestyle(), control.get_linestyle()) == ("-", "--")
+    series = {"a": [3, 4], "shuffled": [1, 2], "b": [5, 6]}
+    settings = {"x_label": "x", "y_label": "y", "dashed": ["shuffled"]}
+    (axis,) = figures.curves([1, 2], series, bands={"a": ([2, 3], [4, 5])}, **settings).axes
+    own, control, other = axis.lines[:3]
+    assert own.get_color() == control.get_color() != other.get_color()
+    assert [line.get_linestyle() for line in (own, control, other)] == ["-", "--", "-"]
     (band,) = axis.collections
     assert {tuple(at) for at in band.get_paths()[0].vertices} == {(1, 2), (2, 3), (1, 4), (2, 5)}
+    (axis,) = figures.curves([1, 2], {"a": [3, 4], "b": [5, 6]}, x_label="x", y_label="y").axes
+    assert axis.lines[1].get_color() == other.get_color()  # a control takes no colour from the lines after it
+
+
+def test_counts_on_a_logarithmic_axis_are_written_out():
+    (axis,) = figures.curves([4, 16, 64], {"a": [1, 2, 3]}, x_label="K", y_label="y", log_x=True).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "16", "64"]
 
 
 def test_loss_curves_mark_the_best_epoch(drawn):

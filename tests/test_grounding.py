@@ -1,5 +1,6 @@
 """Grounding: word positions, hand-made masks, slow loops, and chance by simulation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.grounding import (
     THRESHOLDS,
     Phrases,
+    can_hit,
     enlarge_map,
+    ground_boxes,
     ground_phrases,
     load_phrases,
+    perfect_map,
     phrase_map,
     phrase_mask,
     phrase_positions,
@@ -205,7 +209,7 @@ def test_words_that_the_tokenizer_cut_off_are_counted(truth):
     assert grounding.left_out["cut off by the tokenizer"] == 2
     assert len(grounding.table) == 2
     cut = {row: values[:0] for row, values in maps.items()}
-    with pytest.raises(ValueError, match="no phrase can be scored"):
+    with pytest.raises(ValueError, match="nothing can be scored"):
         ground_phrases(phrases, cut, stored_size=40, image_size=40)
 
 
@@ -361,3 +365,94 @@ def test_word_maps_end_where_the_tokenizer_cut(tmp_path):
     lengths = [int(pairs.tokens.report(row)[1].max()) + 1 for row in range(4)]
     assert [len(maps[row]) for row in range(4)] == lengths
     assert max(lengths) <= 3
+
+
+# ---- the best possible map, and boxes
+
+
+def test_a_perfect_map_by_hand():
+    """Mask of 8 x 8: the upper left quarter, and one column of four pixels in the lower right one."""
+    mask = np.zeros((8, 8), bool)
+    mask[:4, :4] = True
+    mask[4:, 6] = True
+    assert perfect_map(mask, 4).tolist() == [1.0, 0.0, 0.0, 0.25]
+    assert perfect_map(mask[:, :4], 2, grid=(2, 1)).tolist() == [1.0, 0.0]
+
+
+def test_no_map_hits_what_cannot_be_hit():
+    """Against many random maps, for masks of two pixels: what was hit can be hit, and what can be hit is hit."""
+    rng = np.random.default_rng(0)
+    maps = [enlarge_map(torch.from_numpy(rng.normal(size=9)).float(), image_size=12) for _ in range(300)]
+    peaks = {tuple(map(int, np.unravel_index(heat.argmax(), heat.shape))) for heat in maps}
+    reachable = set()
+    for row in range(12):
+        for column in range(12):
+            mask = np.zeros((12, 12), bool)
+            mask[row, column] = True
+            if can_hit(mask, 9):
+                reachable.add((row, column))
+    assert reachable == peaks
+    assert len(peaks) == 9
+    tall = np.zeros((12, 12), bool)
+    tall[:, 3] = True  # the right edge of the first column of patches
+    assert not can_hit(tall, 9)
+    assert can_hit(tall, 12, grid=(1, 12))
+
+
+def test_the_ceiling_is_the_hit_rate_of_the_best_maps(truth):
+    """With 4 x 4 patches of 10 pixels, a quarter of the film is hit, and a column at the edge of its patch is not."""
+    folder, _, studies = truth
+    thin = np.zeros((40, 20), np.uint8)
+    thin[:, 9] = 255  # column 19 of the square: the right edge of a patch of 10
+    Image.fromarray(thin).save(folder / "masks" / "lung.png")
+    phrases = load_phrases(folder, studies)
+    scored = ground_phrases(phrases, uniform(studies), stored_size=40, image_size=40)
+    by_finding = scored.table.groupby("finding")["ceiling"].mean().to_dict()
+    assert by_finding == {"nodule": 0.0, "pleural effusion": 1.0}
+    summary = summarise_grounding(scored)
+    assert (summary["nodule"].ceiling, summary["pleural effusion"].ceiling) == (0.0, 1.0)
+    assert summary["all"].ceiling == pytest.approx(0.5)  # of two patients, the mean
+
+
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory):
+    studies = tiny_studies(tmp_path_factory.mktemp("boxed"), train=16, valid=4, test=4)
+    return studies, tiny_tokenizer(studies)
+
+
+def test_boxes_are_scored_with_the_name_of_their_label(boxed):
+    """Every film with a box counts once a label; the box lies where the pattern was drawn."""
+    studies, tokenizer = boxed
+    model = build_model(tiny_config(), tokenizer, seed=0)
+    films = studies.split("train")
+    films = replace(films, table=films.table.assign(sentences=[[] for _ in range(len(films))]))  # films without reports
+    scored = ground_boxes(model, tokenizer, films)
+    assert scored.table["row"].tolist() == [1, 5, 9, 13]
+    assert set(scored.table["phrase"]) == {"edema"}
+    assert scored.left_out == {"images without boxes": 12, "box outside the crop": 0}
+    # 44 x 40 pixels, shrunk to 36 wide: factor 36 / 44, two pixels of padding above and below, crop of 2 on each side.
+    share = 36 / 44
+    left, right = 4 * share - 2, 18 * share - 2
+    top, bottom = 4 * share + (36 - round(40 * share)) // 2 - 2, 16 * share + (36 - round(40 * share)) // 2 - 2
+    assert scored.table["chance"].iloc[0] == pytest.approx((right - left) * (bottom - top) / 32**2, abs=0.01)
+    named = ground_boxes(model, tokenizer, films, texts={"edema": "perihilar haze"})
+    assert set(named.table["phrase"]) == {"perihilar haze"}
+    assert set(named.table["finding"]) == {"edema"}
+
+
+def test_two_labels_of_one_film_are_two_rows(boxed):
+    studies, tokenizer = boxed
+    model = build_model(tiny_config(), tokenizer, seed=0)
+    films = studies.split("test")
+    boxes = [[] for _ in range(len(films))]
+    boxes[2] = [
+        {"x": 2.0, "y": 6.0, "w": 10.0, "h": 10.0, "name": "edema"},
+        {"x": 30.0, "y": 6.0, "w": 10.0, "h": 10.0, "name": "edema"},
+        {"x": 20.0, "y": 30.0, "w": 4.0, "h": 4.0, "name": "consolidation"},
+    ]
+    scored = ground_boxes(model, tokenizer, replace(films, table=films.table.assign(boxes=boxes)))
+    assert scored.table[["row", "finding"]].to_numpy().tolist() == [[2, "consolidation"], [2, "edema"]]
+    small, both = scored.table["chance"]
+    assert both == pytest.approx(200 / 16 * small, rel=0.35)  # whole pixels of small boxes
+    with pytest.raises(ValueError, match="no image has boxes"):
+        ground_boxes(model, tokenizer, films.select([0]))

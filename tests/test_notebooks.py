@@ -38,6 +38,8 @@ NAMES = (
     "11_prototype_sweep",
     "12_upstream_quirks",
     "13_phantoms_to_patients",
+    "14_ablation",
+    "15_grounding",
 )
 
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=[path.stem for path in SOURCES])

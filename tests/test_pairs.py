@@ -44,6 +44,18 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(epoch):
     assert {len(rank) for rank in (*two, *four)} == {6}
 
 
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_optimiser_steps_take_the_same_pairs_however_they_are_shared(epoch):
+    """Twelve pairs a step: so many processes, batches one behind the other, or both. In rank order, too."""
+    expected = batches(batch_size=12, epoch=epoch)
+    for batch_size, processes, accumulation in ((6, 2, 1), (3, 4, 1), (6, 1, 2), (2, 3, 2), (2, 2, 3)):
+        ranks = [batches(batch_size=batch_size, processes=processes, rank=r, epoch=epoch) for r in range(processes)]
+        gathered = [sum(shares, []) for shares in zip(*ranks, strict=True)]
+        steps = [sum(gathered[n : n + accumulation], []) for n in range(0, len(gathered), accumulation)]
+        assert steps[: len(expected)] == expected
+        assert len(gathered) // accumulation == len(expected) == 4  # 50 // 12; what is left over fills no step
+
+
 def test_kept_images_are_read_from_disk_once(studies, monkeypatch):
     read = []
     load = module.load_picture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from raw_trees import make_chexpert, make_covidx, make_mimic, make_rsna, replace, write_picture
+from run_helpers import killed_after, processor_seconds
 
 import data_scripts.conversion
 import data_scripts.preparation
@@ -58,6 +60,43 @@ def test_kill_9_and_run_again(tmp_path, repository):
     assert summary.reused + summary.converted == len(names)
     prepare_covidx.prepare(raw, undisturbed, size=200, quiet=True, workers=1)
     assert contents(out) == contents(undisturbed)
+
+
+def prepared(raw, out):
+    prepare_covidx.prepare(raw, out, **OPTIONS)
+
+
+def kill_preparation(tmp_path, rounds, seed):
+    """Kill at a random moment, and what goes on from there, too; then let it finish. Returns how many kills hit."""
+    raw, undisturbed = tmp_path / "raw", tmp_path / "undisturbed"
+    write_picture(tmp_path / "0.png", width=500, height=600, seed=0)
+    write_picture(tmp_path / "1.png", width=400, height=700, seed=1)
+    for part, count in (("train", 40), ("test", 10)):
+        (raw / part).mkdir(parents=True)
+        names = [f"{part}{number}" for number in range(count)]
+        for number, name in enumerate(names):
+            os.link(tmp_path / f"{number % 2}.png", raw / part / f"{name}.png")
+        lines = [f"{name} {name}.png normal rsna\n" for name in names]
+        (raw / f"{part}_COVIDx9A.txt").write_text("".join(lines))
+    whole = processor_seconds(prepared, raw, undisturbed)
+    draw, hits = random.Random(seed), 0
+    for number in range(rounds):
+        out = tmp_path / str(number)
+        hits += sum(killed_after(draw.random() * whole, prepared, raw, out) for _ in range(2))
+        summary = prepare_covidx.prepare(raw, out, **OPTIONS)
+        assert summary.reused + summary.converted == 50
+        assert contents(out) == contents(undisturbed)
+        assert load_studies(out).table["image_id"].is_unique
+    return hits
+
+
+def test_preparation_killed_at_random_moments(tmp_path):
+    assert kill_preparation(tmp_path, 3, seed=1) >= 3
+
+
+@pytest.mark.slow
+def test_preparation_killed_at_twenty_random_moments(tmp_path):
+    assert kill_preparation(tmp_path, 20, seed=2) >= 20
 
 
 @pytest.mark.parametrize(

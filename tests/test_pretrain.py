@@ -1,23 +1,19 @@
 """The training loop: it learns, repeats itself, survives kill -9 bit for bit, and says what is wrong."""
 
-import functools
-import json
 import math
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from helpers import CARD, tiny_config, tiny_studies, tiny_table
+from run_helpers import assert_same_run, command_words, die_at, in_child, timeless
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -32,8 +28,6 @@ from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import EncoderError, Tokens
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import PretrainError, learning_rate_at, main, pretrain, retrieval_accuracy
-
-CLOCK = {"seconds", "pairs_per_second"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,20 +51,6 @@ def small(tmp_path_factory):
 def undisturbed(small, tmp_path_factory):
     """The run that every killed one must equal."""
     return pretrain(tiny_config(), small, tmp_path_factory.mktemp("undisturbed") / "run", seed=3)
-
-
-def timeless(history):
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in history]
-
-
-def assert_same_run(one, two):
-    """Weights, optimiser state and history, bit for bit; only the clock may differ."""
-    for name in ("best/model.safetensors", "last/model.safetensors", "last/state.safetensors", "last/config.json"):
-        assert (one.last.parent / name).read_bytes() == (two.last.parent / name).read_bytes(), name
-    assert timeless(one.history) == timeless(two.history)
-    for run in (one, two):
-        finished = json.loads((run.last.parent / "finished.json").read_text())
-        assert finished["history"] == run.history == json.loads((run.last.parent / "history.json").read_text())
 
 
 # ---- what a run does
@@ -318,41 +298,6 @@ def test_tensorboard_reads_the_log(undisturbed):
 # ---- kill and resume
 
 
-def in_child(work, *arguments):
-    """Run ``work`` in a forked process and return its exit code: minus the signal that killed it."""
-
-    def guarded():
-        try:
-            work(*arguments)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-
-    process = multiprocessing.get_context("fork").Process(target=guarded)
-    process.start()
-    process.join(timeout=120)
-    if process.is_alive():
-        process.kill()
-        pytest.fail("the child did not end")
-    return process.exitcode
-
-
-def die_at(owner, name, number, *, halfway=None):
-    """Let this process be killed at the ``number``-th call of a function, after ``halfway`` was called instead."""
-    original, calls = getattr(owner, name), []
-
-    @functools.wraps(original)
-    def dying(*arguments, **settings):
-        calls.append(name)
-        if len(calls) == number:
-            if halfway is not None:
-                halfway(*arguments, **settings)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **settings)
-
-    setattr(owner, name, dying)
-
-
 def half_a_file(tensors, path):
     save_file(tensors, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -428,13 +373,7 @@ def test_killed_again_and_again(small, undisturbed, tmp_path):
 @pytest.mark.slow
 def test_the_command_line_killed_and_resumed(small, undisturbed, tmp_path):
     """The same from outside: a real process, kill -9, --resume."""
-    config = tiny_config().to_dict()
-    words = [sys.executable, "-m", "mgca_lib.pretrain", "--data", str(small.root), "--out", str(tmp_path / "run")]
-    words += ["--profile", "smoke", "--seed", "3"]
-    for part in ("model", "alignment", "training"):
-        for name, value in config[part].items():
-            if not isinstance(value, bool | list) and value != "":
-                words += [f"--{name}", str(value)]
+    words = [sys.executable, "-m", "mgca_lib.pretrain", *command_words(tiny_config(), small.root, tmp_path / "run", 3)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "run/last").is_dir():
         assert process.poll() is None
@@ -579,6 +518,7 @@ def test_errors_on_the_command_line_are_one_line(small, tmp_path, capsys):
         (["--data", str(tmp_path)], "is not a prepared dataset"),
         (["--batch_size", "17"], "do not fill one step"),
         (["--backbone", "nonet"], "backbone 'nonet'"),
+        (["--chunk_size", "4"], "chunk_size = 4: backbone 'test_resnet' has BatchNorm"),
         (["--backbone_weights"], "set backbone_weights to false"),
         (["--text_model", "no/such"], "hf download no/such"),
         (["--out", str(tmp_path / "file")], "file: cannot be made"),
@@ -610,61 +550,3 @@ def test_an_unreadable_image_is_one_line_with_its_row(tmp_path, capsys, workers)
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert "train005.png: image 'train005' (row 5) cannot be read" in shown
-
-
-# ---- two processes
-
-
-def one_of_two(rank, studies, out, port, config):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(1)
-    models = []
-    original = module.build_model
-    module.build_model = lambda *arguments, **settings: models.append(original(*arguments, **settings)) or models[0]
-    run = pretrain(config, studies, out / "run", seed=1)
-    weights = {name: weight.contiguous() for name, weight in models[0].state_dict().items()}
-    save_file(weights, out / f"rank{rank}.safetensors")
-    (out / f"rank{rank}.json").write_text(json.dumps(timeless(run.history)))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_processes(small, tmp_path_factory):
-    out = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = tiny_config(batch_size=4, text_dropout=0.0, accumulation=2)
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=one_of_two, args=(rank, small, out, port, config)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    return out, config
-
-
-def test_two_processes_end_with_the_same_weights(two_processes):
-    out, _ = two_processes
-    one, two = (load_file(out / f"rank{rank}.safetensors") for rank in range(2))
-    assert one.keys() == two.keys()
-    for name in one:
-        assert torch.equal(one[name], two[name]), name
-    saved = load_file(out / "run/last/model.safetensors")
-    assert all(torch.equal(saved[name], one[name]) for name in one)
-    histories = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert histories[0] == histories[1]
-    assert [row["step"] for row in histories[0]] == [1, 2]  # 16 pairs, 2 processes of 4, 2 batches a step
-
-
-def test_another_number_of_processes_finds_the_finished_run(two_processes, small):
-    """What makes a run is its global batch: one process with a batch of both knows it again."""
-    out, config = two_processes
-    found = pretrain(
-        config.override(batch_size=2 * config.training.batch_size), small, out / "run", seed=1, resume=True
-    )
-    assert not found.trained
-    assert found.history == json.loads((out / "run/history.json").read_text())

@@ -185,3 +185,12 @@ def test_words_with_marks_inside_stay_one_word():
     found = tokenize_reports(tokenizer, [["x-ray", "ray"]], max_pieces=9)
     assert found.report(0)[0].tolist() == [1, 2, 3, 3]
     assert found.report(0)[1].tolist() == [0, 0, 0, 1]
+
+
+def test_reports_as_text_are_split_at_spaces():
+    tokenizer = small_tokenizer(VOCABULARY)
+    split, whole = (
+        tokenize_reports(tokenizer, reports, max_pieces=9) for reports in (REPORTS, [" ".join(r) for r in REPORTS])
+    )
+    for name in ("pieces", "words", "offsets", "truncated"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(split, name))

@@ -12,6 +12,7 @@ from mgca_lib.course.execute import ExecutionError, execute, free_cores, parse_v
 from mgca_lib.course.pairing import PairError, check_pair, pair, publish, read_source
 from mgca_lib.course.parameters import ParameterError, check_notebook
 from mgca_lib.course.summary import METRICS_FILE, busy_seconds, course_table, format_metric, summarise_seeds
+from mgca_lib.grid_results import GridError, publish_grid
 from mgca_lib.variants import VARIANTS
 
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return _COMMANDS[options.command](options, project_root())
-    except (ExecutionError, PairError, ParameterError) as error:
+    except (ExecutionError, GridError, PairError, ParameterError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -167,6 +168,7 @@ def _outputs(options: argparse.Namespace, root: Path) -> int:
     for source in notebooks(root):
         changed = publish(source, root / "outputs" / "demo" / source.stem, root)
         print(f"{source.stem}: {'new outputs' if changed else 'unchanged'}")
+    print(f"results of the grid: {'new' if publish_grid(root) else 'unchanged'}")
     return 0
 
 

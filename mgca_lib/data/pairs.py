@@ -96,8 +96,8 @@ class PairImages(Dataset):
         self._squares: dict[int, Tensor] = {}
         self.padding = int(tokenizer.pad_token_id)
         first: dict[str, int] = {}
-        self.text_ids = [first.setdefault(report, row) for row, report in enumerate(reports)]
-        self.tokens = tokenize_reports(tokenizer, [report.split() for report in reports], max_pieces=max_pieces)
+        self.text_ids = np.array([first.setdefault(report, row) for row, report in enumerate(reports)])
+        self.tokens = tokenize_reports(tokenizer, reports, max_pieces=max_pieces)
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -135,7 +135,7 @@ class PairImages(Dataset):
             word_ids=torch.from_numpy(words),
             num_words=int(words.max()) + 1,
             rows=torch.tensor([row for row, _, _, _ in items]),
-            text_ids=torch.tensor([self.text_ids[row] for row, _, _, _ in items]),
+            text_ids=torch.from_numpy(self.text_ids[[row for row, _, _, _ in items]]),
         )
 
 

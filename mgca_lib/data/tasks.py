@@ -131,7 +131,8 @@ def load_picture(studies: Studies, row: int) -> Image.Image:
     path = studies.image_path(row)
     try:
         with Image.open(path) as picture:
-            return picture.convert("L")
+            picture.load()
+            return picture if picture.mode == "L" else picture.convert("L")
     except OSError as error:
         image_id = studies.table["image_id"].iat[row]
         raise DatasetError(f"{path}: image {image_id!r} (row {row}) cannot be read: {error}") from None

@@ -111,7 +111,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def tokenize_reports(
-    tokenizer: PreTrainedTokenizerBase, reports: Sequence[Sequence[str]], *, max_pieces: int
+    tokenizer: PreTrainedTokenizerBase, reports: Sequence[str | Sequence[str]], *, max_pieces: int
 ) -> TokenizedReports:
     """Cut reports into word pieces and number the words.
 
@@ -120,7 +120,7 @@ def tokenize_reports(
 
     Args:
         tokenizer: A fast BERT-type tokenizer.
-        reports: Words of each report.
+        reports: Words of each report, or each report with its words separated by spaces, which takes less memory.
         max_pieces: Longest result, [CLS] and [SEP] included.
 
     Returns:
@@ -128,8 +128,11 @@ def tokenize_reports(
     """
     pieces, words, lengths, truncated = [], [], [], []
     for start in range(0, len(reports), 4096):  # in chunks, so that the Python objects of one chunk die early
+        chunk = reports[start : start + 4096]
+        split = [report.split() if isinstance(report, str) else list(report) for report in chunk]
+        chunk_pieces, chunk_words = [], []
         encoded = tokenizer(
-            [list(report) for report in reports[start : start + 4096]],
+            split,
             is_split_into_words=True,
             truncation=True,
             max_length=max_pieces,
@@ -137,11 +140,13 @@ def tokenize_reports(
         )
         for index, ids in enumerate(encoded.input_ids):
             numbers = [NO_WORD if number is None else number for number in encoded.word_ids(index)]
-            pieces.append(np.array(ids, dtype=np.int32))
-            words.append(np.array(numbers, dtype=np.int16))
+            chunk_pieces += ids
+            chunk_words += numbers
             lengths.append(len(ids))
             last = max(numbers, default=NO_WORD)
-            truncated.append(last + 1 < len(reports[start + index]) or len(encoded.encodings[index].overflowing) > 0)
+            truncated.append(last + 1 < len(split[index]) or len(encoded.encodings[index].overflowing) > 0)
+        pieces.append(np.array(chunk_pieces, dtype=np.int32))
+        words.append(np.array(chunk_words, dtype=np.int16))
     return TokenizedReports(
         pieces=np.concatenate(pieces),
         words=np.concatenate(words),

@@ -48,16 +48,17 @@ class ImageTransform:
 
     def square(self, picture: Image.Image) -> Tensor:
         """First half, the same every time: the padded square, ``(stored_size, stored_size)`` uint8."""
-        return torch.from_numpy(pad_to_square(np.asarray(picture.convert("L")), self.stored_size))
+        grey = picture if picture.mode == "L" else picture.convert("L")
+        return torch.from_numpy(pad_to_square(np.asarray(grey), self.stored_size))
 
     def crop(self, square: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Second half: crop, augmentation and grey mapping of a padded square."""
         top, left = self._corner(generator)
         crop = square[top : top + self.image_size, left : left + self.image_size]
-        tensor = crop.float().div(255)[None]
+        tensor = crop.float().div_(255)[None]
         if self.augmentation == "chexpert":
             tensor = _CHEXPERT_AUGMENTATION(tensor)
-        return tensor.mul(2).sub(1)
+        return tensor.mul_(2).sub_(1)
 
     def _corner(self, generator: torch.Generator | None) -> tuple[int, int]:
         room = self.stored_size - self.image_size
@@ -125,4 +126,6 @@ def _resize(grey: np.ndarray, size: int) -> np.ndarray:
 def _pad(grey: np.ndarray, size: int) -> np.ndarray:
     height, width = grey.shape
     top, left = (size - height) // 2, (size - width) // 2
-    return np.pad(grey, ((top, size - height - top), (left, size - width - left)))
+    square = np.zeros((size, size), dtype=grey.dtype)
+    square[top : top + height, left : left + width] = grey
+    return square

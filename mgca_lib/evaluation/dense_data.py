@@ -119,7 +119,7 @@ class MaskImages(Dataset):
         size = transform.image_size
         self._packed = np.zeros((len(studies), math.ceil(size * size / 8)), dtype=np.uint8)
         for row in range(len(studies)):
-            mask = _box_mask(studies, row, transform) if source == "boxes" else _file_mask(studies, row, transform)
+            mask = box_mask(studies, row, transform) if source == "boxes" else _file_mask(studies, row, transform)
             self._packed[row] = np.packbits(mask)
 
     def __len__(self) -> int:
@@ -164,6 +164,25 @@ def boxes_to_input(boxes: np.ndarray, *, width: int, height: int, stored_size: i
     corner = (stored_size - image_size) // 2
     shift = np.array([(stored_size - side) // 2 - corner for side in sizes])
     return boxes * np.tile(scale, 2) + np.tile(shift, 2)
+
+
+def box_mask(studies: Studies, row: int, transform: ImageTransform, *, name: str | None = None) -> np.ndarray:
+    """Return the boxes of an image as one mask, in the geometry of the encoder's input.
+
+    Args:
+        studies: Prepared dataset.
+        row: Row of the image.
+        transform: Without augmentation.
+        name: Only boxes of this name; ``None``: all.
+
+    Returns:
+        ``(image_size, image_size)`` bool, True where a pixel's centre lies in a box.
+    """
+    centres = np.arange(transform.image_size) + 0.5
+    mask = np.zeros((transform.image_size,) * 2, dtype=bool)
+    for x1, y1, x2, y2 in _input_boxes(studies, row, transform, name):
+        mask |= ((centres >= y1) & (centres < y2))[:, None] & ((centres >= x1) & (centres < x2))
+    return mask
 
 
 def draw_images(dataset: BoxImages | MaskImages, *, fraction: float, seed: int) -> np.ndarray:
@@ -478,11 +497,11 @@ def _check_fixed(transform: ImageTransform) -> None:
         raise ValueError("boxes and masks follow the centre crop; use a transform with augmentation='none'")
 
 
-def _input_boxes(studies: Studies, row: int, transform: ImageTransform) -> np.ndarray:
-    boxes = studies.table["boxes"].iat[row]
+def _input_boxes(studies: Studies, row: int, transform: ImageTransform, name: str | None = None) -> np.ndarray:
+    boxes = [box for box in studies.table["boxes"].iat[row] if name is None or box["name"] == name]
     corners = [[box["x"], box["y"], box["x"] + box["w"], box["y"] + box["h"]] for box in boxes]
     return boxes_to_input(
-        np.array(corners),
+        np.array(corners).reshape(-1, 4),
         width=int(studies.table["width"].iat[row]),
         height=int(studies.table["height"].iat[row]),
         stored_size=transform.stored_size,
@@ -492,14 +511,6 @@ def _input_boxes(studies: Studies, row: int, transform: ImageTransform) -> np.nd
 
 def _area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _box_mask(studies: Studies, row: int, transform: ImageTransform) -> np.ndarray:
-    centres = np.arange(transform.image_size) + 0.5
-    mask = np.zeros((transform.image_size,) * 2, dtype=bool)
-    for x1, y1, x2, y2 in _input_boxes(studies, row, transform):
-        mask |= ((centres >= y1) & (centres < y2))[:, None] & ((centres >= x1) & (centres < x2))
-    return mask
 
 
 def _file_mask(studies: Studies, row: int, transform: ImageTransform) -> np.ndarray:

@@ -7,7 +7,8 @@ and compared with that mask.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from mgca_lib.alignment.token import attention_maps
 from mgca_lib.data.pairs import PairImages
 from mgca_lib.data.reports import ReportWord, report_words
 from mgca_lib.data.studies import DatasetError, Studies
-from mgca_lib.data.transforms import mask_to_input
+from mgca_lib.data.transforms import ImageTransform, mask_to_input
+from mgca_lib.evaluation.dense_data import box_mask
 from mgca_lib.evaluation.features import encoder_device, frozen, pair_batches
 from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
 from mgca_lib.model import MGCA
@@ -81,9 +84,9 @@ class Grounding:
 
     Attributes:
         table: One row a phrase: ``row``, ``patient_id``, ``finding``, ``phrase``, ``uncertain``, ``hit``,
-            ``chance``, ``contrast``, and ``control``: how often the same maximum hits the masks of the same
-            finding in other patients (NaN without any). A model that only knows where a finding usually
-            lies has ``hit`` equal to ``control``.
+            ``chance``, ``contrast``, ``ceiling``: whether any map over the same patches could hit, and
+            ``control``: how often the same maximum hits the masks of the same finding in other patients (NaN
+            without any). A model that only knows where a finding usually lies has ``hit`` equal to ``control``.
         iou: ``(N, T)`` intersection over union at ``THRESHOLDS``.
         left_out: Number of phrases for each reason to leave them out.
     """
@@ -100,6 +103,8 @@ class GroundingSummary:
     Attributes:
         pointing: Hit rate with Wilson's interval over patients.
         chance: Expected hit rate of a blind guess.
+        ceiling: Hit rate that no map over the same patches can exceed, see :func:`can_hit`. Thin and small findings may
+            lie between the centres of coarse patches, so it can be well below 1.
         control: Hit rate on the masks of the same finding in other patients; NaN where no other patient has
             it.
         contrast: Contrast-to-noise ratio with a bootstrap interval over patients.
@@ -112,6 +117,7 @@ class GroundingSummary:
 
     pointing: Interval
     chance: float
+    ceiling: float
     control: float
     contrast: Interval
     iou: Interval
@@ -277,6 +283,45 @@ def enlarge_map(values: Tensor, *, image_size: int, grid: tuple[int, int] | None
     return F.interpolate(small, size=(image_size, image_size), mode="bilinear")[0, 0].numpy()
 
 
+def perfect_map(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None) -> Tensor:
+    """The map of an encoder that knows the truth: the share of each patch that the mask covers.
+
+    Args:
+        mask: ``(S, S)`` bool.
+        patches: Number of patches.
+        grid: Rows and columns of the patches; by default a square.
+
+    Returns:
+        ``(patches,)`` float32, row by row.
+
+    >>> perfect_map(np.eye(4) > 0, 4).tolist()
+    [0.5, 0.0, 0.0, 0.5]
+    """
+    side = round(patches**0.5)
+    values = torch.from_numpy(np.asarray(mask, dtype=np.float32))
+    return F.adaptive_avg_pool2d(values[None, None], grid or (side, side)).flatten()
+
+
+def can_hit(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None) -> bool:
+    """Tell whether any map over a grid of patches could win the pointing game.
+
+    A bilinearly enlarged map is brightest at the centre of one of its patches, so a finding that holds none of these
+    pixels cannot be hit (at the border of the image, where nothing is left to interpolate with, the first of several
+    equal pixels counts, as in :func:`score_region`).
+
+    Args:
+        mask: ``(S, S)`` bool.
+        patches: Number of patches.
+        grid: Rows and columns of the patches; by default a square.
+
+    >>> column = np.zeros((8, 8), dtype=bool)
+    >>> column[:, 3] = True
+    >>> can_hit(column, 4), can_hit(column, 64)
+    (False, True)
+    """
+    return bool(np.asarray(mask)[_peaks(patches, len(mask), grid)].any())
+
+
 def score_region(heat: np.ndarray, mask: np.ndarray) -> RegionScore:
     """Compare a map with a mask.
 
@@ -385,7 +430,7 @@ def ground_phrases(
     left_out = dict(phrases.left_out) | dict.fromkeys(
         ("negated, points at nothing", "cut off by the tokenizer", "mask outside the crop"), 0
     )
-    rows, scores, masks, read = [], [], [], {}
+    rows, scores, masks, ceiling, read = [], [], [], [], {}
     for phrase in phrases.table.itertuples():
         if phrase.negated or not phrase.mask:
             left_out["negated, points at nothing"] += 1
@@ -401,15 +446,61 @@ def ground_phrases(
             left_out["mask outside the crop"] += 1
             continue
         scores.append(score_region(enlarge_map(heat, image_size=image_size, grid=grid), mask))
+        ceiling.append(can_hit(mask, len(heat), grid=grid))
         masks.append(mask)
         rows.append((phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain)))
+    return _grounding(rows, scores, masks, ceiling, left_out)
+
+
+def ground_boxes(
+    model: MGCA,
+    tokenizer: PreTrainedTokenizerBase,
+    studies: Studies,
+    *,
+    texts: Mapping[str, str] | None = None,
+) -> Grounding:
+    """Score the maps of label names against the boxes that somebody drew for these labels.
+
+    For films without reports, such as those of NIH ChestX-ray14: the name of the label is all that the report encoder
+    reads, and the mean map of its words is compared with the boxes of that name, joined to one mask.
+
+    Args:
+        model: A model with token projections.
+        tokenizer: The tokenizer that it was trained with.
+        studies: Images, some with boxes; a box counts in the pixels of the image as released.
+        texts: What to read for a label, for example ``{"Effusion": "pleural effusion"}``; others are read as they are
+            called, in lower case.
+
+    Returns:
+        One row an image and label name; ``finding`` is the label, ``phrase`` the text that was read.
+
+    Raises:
+        ValueError: no box can be scored.
+    """
+    settings = model.config.model
+    transform = ImageTransform(settings.stored_size, settings.image_size)
+    names = [sorted({box["name"] for box in boxes}) for boxes in studies.table["boxes"]]
+    rows = [row for row, own in enumerate(names) for _ in own]
+    labels = [name for own in names for name in own]
+    left_out = {"images without boxes": sum(not own for own in names), "box outside the crop": 0}
     if not rows:
-        raise ValueError(f"no phrase can be scored ({left_out})")
-    table = pd.DataFrame(rows, columns=["row", "patient_id", "finding", "phrase", "uncertain"])
-    for name in ("hit", "chance", "contrast"):
-        table[name] = [float(getattr(score, name)) for score in scores]
-    table["control"] = _control(table, scores, masks)
-    return Grounding(table, np.stack([score.iou for score in scores]), left_out)
+        raise ValueError(f"{studies.root}: no image has boxes")
+    read = [(texts or {}).get(label, label.lower()) for label in labels]
+    boxed = studies.select(rows)
+    boxed = replace(boxed, table=boxed.table.assign(sentences=[[text] for text in read]))
+    maps = word_maps(model, PairImages(boxed, tokenizer, transform, max_pieces=settings.max_pieces, seed=0))
+    found, scores, masks, ceiling = [], [], [], []
+    for number, (label, text) in enumerate(zip(labels, read, strict=True)):
+        mask = box_mask(boxed, number, transform, name=label)
+        heat = phrase_map(maps[number], range(len(maps[number])))
+        if heat is None or not mask.any() or mask.all():
+            left_out["box outside the crop"] += 1
+            continue
+        scores.append(score_region(enlarge_map(heat, image_size=settings.image_size), mask))
+        ceiling.append(can_hit(mask, len(heat)))
+        masks.append(mask)
+        found.append((rows[number], boxed.table["patient_id"].iat[number], label, text, False))
+    return _grounding(found, scores, masks, ceiling, left_out)
 
 
 def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: int = 0) -> dict[str, GroundingSummary]:
@@ -428,9 +519,33 @@ def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: in
     return {name: _summarise(table[part], grounding.iou[part], resamples, seed) for name, part in parts.items()}
 
 
+@cache
+def _peaks(patches: int, image_size: int, grid: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    alone = torch.eye(patches)
+    flat = [int(enlarge_map(values, image_size=image_size, grid=grid).argmax()) for values in alone]
+    return np.unravel_index(flat, (image_size, image_size))
+
+
+def _grounding(
+    rows: Sequence[tuple[int, str, str, str, bool]],
+    scores: Sequence[RegionScore],
+    masks: Sequence[np.ndarray],
+    ceiling: Sequence[bool],
+    left_out: dict[str, int],
+) -> Grounding:
+    if not rows:
+        raise ValueError(f"nothing can be scored ({left_out})")
+    table = pd.DataFrame(rows, columns=["row", "patient_id", "finding", "phrase", "uncertain"])
+    for name in ("hit", "chance", "contrast"):
+        table[name] = [float(getattr(score, name)) for score in scores]
+    table["ceiling"] = np.array(ceiling, dtype=float)
+    table["control"] = _control(table, scores, masks)
+    return Grounding(table, np.stack([score.iou for score in scores]), left_out)
+
+
 def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) -> GroundingSummary:
     patients = table["patient_id"].to_numpy()
-    means = table.groupby(patients)[["hit", "chance", "contrast", "control"]].mean()
+    means = table.groupby(patients)[["hit", "chance", "ceiling", "contrast", "control"]].mean()
     iou = pd.DataFrame(iou).groupby(patients).mean().to_numpy()
     best = int(iou.mean(axis=0).argmax())
     n = len(means)
@@ -438,6 +553,7 @@ def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) 
     return GroundingSummary(
         pointing=wilson_interval(float(means["hit"].sum()), n),
         chance=float(means["chance"].mean()),
+        ceiling=float(means["ceiling"].mean()),
         control=float(means["control"].mean()),
         contrast=bootstrap_interval(lambda rows: contrast[rows].mean(), n, resamples=resamples, seed=seed),
         iou=bootstrap_interval(lambda rows: iou[rows, best].mean(), n, resamples=resamples, seed=seed),

@@ -85,16 +85,19 @@ def curves(
     """
     figure, (axis,) = new_axes(1, 1, width=6.2, height=3.3 + 0.3 * bool(title))
     known = METHOD_COLOURS | TERM_COLOURS | FINDING_COLOURS
-    colour = INK
-    for number, (name, values) in enumerate(series.items()):
+    colour, number = INK, 0
+    for name, values in series.items():
         if name not in dashed:
-            colour = known.get(name.lower(), SERIES[number % len(SERIES)])
+            colour, number = known.get(name.lower(), SERIES[number % len(SERIES)]), number + 1
         line = "--" if name in dashed else "-"
         axis.plot(x, values, line, color=colour, marker="o" if len(x) <= 12 else None, markersize=4, label=name)
         if bands and name in bands:
             axis.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
     if log_x:
         axis.set_xscale("log")
+        if len(x) <= 12 and all(float(value).is_integer() for value in x):  # counts: 4, 8, 16 rather than 10^1
+            axis.set_xticks(x, [f"{value:g}" for value in x])
+            axis.minorticks_off()
     level_lines(axis, levels)
     for name, value in (marks or {}).items():
         axis.axvline(value, color=MUTED, linestyle=":", linewidth=1.2)
@@ -111,7 +114,7 @@ def curves(
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.yaxis.grid(True)
     if len(series) > 1:
-        figure.legend(loc="outside lower center", ncols=min(4, len(series)))
+        figure.legend(loc="outside lower center", ncols=min(4, len(series)), handlelength=2.8)
     add_title(figure, title)
     return figure
 

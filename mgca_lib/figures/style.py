@@ -44,11 +44,18 @@ METHOD_COLOURS = {
     "imagenet": "#7B6CA8",
     "convirt": "#DDAA33",
     "ita only": "#DDAA33",
+    "ita": "#DDAA33",
+    "ita+cta": "#BB5566",
+    "ita+cpa": "#009988",
+    "ita+cta+cpa": "#0B5FA5",
+    "cta": "#BB5566",
+    "cta grounded": "#332288",
     "gloria": "#228833",
     "mgca": "#0B5FA5",
     "mgca upstream": "#66A5D9",
     "published": "#1F2933",
     "chance": "#6B7785",
+    "ceiling": "#1F2933",
 }
 TERM_COLOURS = {"instance": "#DDAA33", "token": "#BB5566", "prototype": "#009988", "total": "#1F2933"}
 TERM_NAMES = {

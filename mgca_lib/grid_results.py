@@ -1,0 +1,252 @@
+"""Results of the grid (variants times seeds) as one table: your own cells, and those that come with the project.
+
+A whole grid takes more than an hour, so ``make course`` does not train it: its results at ``demo`` are committed as
+``notebooks/grid/demo.csv``, with how they came about in ``demo.json`` beside it. ``make grid`` repeats them, and own
+cells then take the place of the committed ones. The same seed gives every variant the same data in the same order, so
+variants are compared by differences within a seed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mgca_lib.course.summary import METRICS_FILE, read_metrics
+
+COMMITTED = Path("notebooks", "grid", "demo.csv")
+TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
+_CELL = ["variant", "seed"]
+
+
+class GridError(ValueError):
+    """A table of results cannot be read or written; the message is one line."""
+
+
+def grid_table(folder: str | Path) -> pd.DataFrame:
+    """Read every finished cell below ``folder/VARIANT/seed-N/metrics.json``.
+
+    Args:
+        folder: For example ``outputs/demo/grid``.
+
+    Returns:
+        One row a number, with :data:`TABLE_COLUMNS`: ``value`` is the number or its mean, ``low``, ``high`` and ``n``
+        are those of its interval within the run (NaN without one), ``source`` is ``"own"``; no rows where there is no
+        cell.
+    """
+    rows = []
+    for path in sorted(Path(folder).glob(f"*/seed-*/{METRICS_FILE}")):
+        content = read_metrics(path.parent)
+        seed = content["provenance"]["seed"]
+        for metric, found in content["metrics"].items():
+            cell = found if isinstance(found, dict) else {"mean": found}
+            bounds = [float(cell.get(part, np.nan)) for part in ("mean", "low", "high", "n")]
+            rows.append((path.parent.parent.name, seed, metric, *bounds, "own"))
+    return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+
+
+def load_grid(root: str | Path, profile: str, folder: str | Path = "") -> pd.DataFrame:
+    """Read the results that a notebook shows.
+
+    Own cells come first. At ``demo``, committed cells fill in variants and seeds that you did not run; at another
+    profile they are shown if you ran none, since numbers of two profiles do not belong into one table.
+
+    Args:
+        root: The project's folder.
+        profile: Whose own cells to read.
+        folder: Folder of own cells; empty: ``outputs/PROFILE/grid`` in the project.
+
+    Returns:
+        As :func:`grid_table`; ``source`` is ``"own"`` or ``"committed"``.
+
+    Raises:
+        GridError: the committed table is missing or damaged.
+
+    >>> from mgca_lib.run import find_root
+    >>> bool((load_grid(find_root(), "paper", "no such folder")["source"] == "committed").all())
+    True
+    """
+    root = Path(root)
+    own = grid_table(root / (folder or Path("outputs", profile, "grid")))
+    if profile != "demo" and len(own):
+        return own
+    committed = read_committed(root)
+    known = set(own[_CELL].itertuples(index=False, name=None))
+    rest = committed[[cell not in known for cell in committed[_CELL].itertuples(index=False, name=None)]]
+    return pd.concat([part for part in (own, rest) if len(part)], ignore_index=True)
+
+
+def read_committed(root: str | Path) -> pd.DataFrame:
+    """Read the results that come with the project.
+
+    Args:
+        root: The project's folder.
+
+    Raises:
+        GridError: the file is missing or damaged.
+    """
+    path = Path(root) / COMMITTED
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise GridError(f"{path}: missing; it comes with the project: git checkout {COMMITTED.as_posix()}") from None
+    except (OSError, ValueError) as error:
+        raise GridError(f"{path}: not a readable table ({error})") from None
+    wanted = [column for column in TABLE_COLUMNS if column != "source"]
+    if missing := [column for column in wanted if column not in table]:
+        raise GridError(f"{path}: column {missing[0]!r} is missing")
+    return table[wanted].assign(source="committed")
+
+
+def committed_cells(root: str | Path) -> pd.DataFrame:
+    """How the committed cells came about.
+
+    Args:
+        root: The project's folder.
+
+    Returns:
+        One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores`` and ``data``,
+        the hash of its training table.
+    """
+    record = (Path(root) / COMMITTED).with_suffix(".json")
+    rows = []
+    for name, facts in json.loads(record.read_text(encoding="utf-8")).items():
+        variant, _, seed = name.rpartition("/seed-")
+        hardware, data = facts["hardware"], facts["data"]["mimic_cxr"]["sha256"]
+        rows.append(
+            (
+                variant,
+                int(seed),
+                facts["commit"],
+                facts["training_seconds"],
+                hardware["processor"],
+                hardware["cores"],
+                data,
+            )
+        )
+    return pd.DataFrame(rows, columns=[*_CELL, "commit", "training_seconds", "processor", "cores", "data"])
+
+
+def over_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[str, float]]:
+    """Mean of a metric over the seeds of each variant, with its 95 % t interval.
+
+    Args:
+        table: From :func:`load_grid`.
+        metric: Its name.
+
+    Returns:
+        ``[variant]["mean", "low", "high", "n"]``; variants with one seed are left out.
+
+    >>> rows = [("ita", 1, "auroc", 0.6), ("ita", 2, "auroc", 0.8), ("all", 1, "auroc", 0.7)]
+    >>> table = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
+    >>> {name: round(cell["mean"], 3) for name, cell in over_seeds(table, "auroc").items()}
+    {'ita': 0.7}
+    """
+    from mgca_lib.evaluation.intervals import t_interval  # brings in SciPy, which publishing does without
+
+    values = table[table["metric"] == metric].groupby("variant", sort=False)["value"]
+    return {name: t_interval(own.tolist()).as_metric() for name, own in values if len(own) > 1}
+
+
+def publish_grid(root: str | Path) -> bool:
+    """Write the finished cells of ``outputs/demo/grid`` over the committed results; other committed cells stay.
+
+    Args:
+        root: The project's folder.
+
+    Returns:
+        Whether the committed files changed.
+
+    Raises:
+        GridError: a cell was trained on data that may not be passed on, or names none.
+    """
+    root = Path(root)
+    folder = root / "outputs" / "demo" / "grid"
+    cells = sorted(folder.glob(f"*/seed-*/{METRICS_FILE}"))
+    if not cells:
+        return False
+    for path in cells:
+        data = read_metrics(path.parent)["provenance"].get("data", {})
+        if not data or any(facts.get("restricted") is not False for facts in data.values()):
+            raise GridError(f"{path}: made from restricted or unnamed data; not published")
+    table = load_grid(root, "demo") if (root / COMMITTED).is_file() else grid_table(folder)
+    table = table.drop(columns="source").sort_values([*_CELL, "metric"], kind="stable", ignore_index=True)
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    record = (root / COMMITTED).with_suffix(".json")
+    facts = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    facts |= {f"{path.parent.parent.name}/{path.parent.name}": _facts(path.parent) for path in cells}
+    written = [(root / COMMITTED, text), (record, json.dumps(facts, indent=1, sort_keys=True) + "\n")]
+    changed = False
+    for path, content in written:
+        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            path.write_text(content, encoding="utf-8", newline="\n")
+            changed = True
+    return changed
+
+
+def paired_differences(table: pd.DataFrame, baseline: str, metric: str) -> pd.DataFrame:
+    """Difference of every variant to a baseline, within each seed.
+
+    Args:
+        table: From :func:`load_grid`, or any table with ``variant``, ``seed``, ``metric`` and ``value``.
+        baseline: Variant that the others are held against.
+        metric: Name of a metric.
+
+    Returns:
+        One row a variant: ``variant``, ``mean``, ``low``, ``high`` (95 % t interval over the seeds that both have;
+        NaN with fewer than two) and ``n``, its number of seeds. Variants without a common seed are left out.
+
+    Raises:
+        ValueError: the baseline has no cell with that metric.
+
+    >>> rows = [("all", 1, "auroc", 0.7), ("all", 2, "auroc", 0.8), ("ita", 1, "auroc", 0.6), ("ita", 2, "auroc", 0.7)]
+    >>> table = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
+    >>> paired_differences(table, "all", "auroc")["mean"].round(3).tolist()
+    [-0.1]
+    """
+    from mgca_lib.evaluation.intervals import t_interval  # brings in SciPy, which publishing does without
+
+    by_seed = table[table["metric"] == metric].pivot_table(index="seed", columns="variant", values="value")
+    if baseline not in by_seed:
+        raise ValueError(f"no cell of {baseline!r} has the metric {metric!r}; found {sorted(by_seed)}")
+    rows = []
+    for variant in by_seed.columns.drop(baseline):
+        differences = (by_seed[variant] - by_seed[baseline]).dropna().tolist()
+        if len(differences) > 1:
+            spread = t_interval(differences)
+            rows.append((variant, spread.mean, spread.low, spread.high, spread.n))
+        elif differences:
+            rows.append((variant, differences[0], np.nan, np.nan, 1))
+    return pd.DataFrame(rows, columns=["variant", "mean", "low", "high", "n"])
+
+
+def verdict(mean: float, low: float, high: float) -> str:
+    """Put a difference into words that its interval carries, and no others.
+
+    Args:
+        mean: The difference.
+        low: Lower end of its interval; NaN: there is none.
+        high: Upper end.
+
+    >>> verdict(0.03, 0.01, 0.05)
+    'higher by 0.030'
+    >>> verdict(-0.01, -0.05, 0.03)
+    'no difference at this size (at most 0.050 either way)'
+    >>> verdict(0.1, float("nan"), float("nan"))
+    'one seed: no verdict'
+    """
+    if np.isnan(low) or np.isnan(high):
+        return "one seed: no verdict"
+    if low <= 0 <= high:
+        return f"no difference at this size (at most {max(abs(low), abs(high)):.3f} either way)"
+    return f"{'higher' if mean > 0 else 'lower'} by {abs(mean):.3f}"
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """How a cell came about; the table says the rest."""
+    provenance = read_metrics(folder)["provenance"]
+    history = json.loads((folder / "pretraining" / "history.json").read_text(encoding="utf-8"))
+    # The cell's own seconds would leave out a training that it found finished.
+    facts = {"training_seconds": round(sum(epoch["seconds"] for epoch in history), 1)}
+    return facts | {name: provenance[name] for name in ("commit", "data", "hardware", "versions")}

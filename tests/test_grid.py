@@ -1,0 +1,66 @@
+"""What a cell of the grid measures: the same numbers as the functions behind it, under flat names."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_config, tiny_studies, tiny_tokenizer
+
+from mgca_lib import grid
+from mgca_lib.data.pairs import PairImages, report_texts
+from mgca_lib.data.transforms import ImageTransform
+from mgca_lib.evaluation.features import embed_pairs
+from mgca_lib.model import build_model
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    torch.set_num_threads(1)
+    studies = tiny_studies(tmp_path_factory.mktemp("grid"), train=48, valid=16, test=48)
+    tokenizer = tiny_tokenizer(studies)
+    return build_model(tiny_config(), tokenizer, seed=1).eval(), tokenizer, studies
+
+
+def test_retrieval_by_a_slow_count(setting):
+    model, tokenizer, studies = setting
+    test = studies.split("test")
+    found = grid.measure_retrieval(model, tokenizer, test)
+    pairs = PairImages(test, tokenizer, ImageTransform(36, 32), max_pieces=112, seed=0)
+    image, report = (np.asarray(part) for part in embed_pairs(model, pairs))
+    texts = report_texts(test)
+    cosine = report @ image.T / np.linalg.norm(report, axis=1)[:, None] / np.linalg.norm(image, axis=1)
+    hits = [any(texts[j] == texts[i] for j in np.argsort(-cosine[i])[:5]) for i in range(len(test))]
+    assert found["retrieval/t2i/r@5"].mean == pytest.approx(np.mean(hits))
+    assert 5 / len(test) <= found["retrieval/r@5/chance"] < 1
+
+
+def test_probe_has_every_fraction(setting):
+    model, _, studies = setting
+    for dataset in ("chexpert", "rsna"):
+        found = grid.measure_probe(model, studies, dataset=dataset, seeds=[1, 2])
+        assert list(found) == [f"probe/{dataset}/auroc/{part}" for part in ("1%", "10%", "100%")]
+        assert all(0 <= cell.low <= cell.mean <= cell.high <= 1 for cell in found.values() if np.isfinite(cell.low))
+
+
+def test_prototypes_only_where_they_were_trained(setting):
+    model, tokenizer, studies = setting
+    found = grid.measure_prototypes(
+        model, tokenizer, studies.split("test"), findings=["Edema", "Consolidation"], seed=0
+    )
+    assert set(found) == {
+        "prototypes/nmi", "prototypes/purity", "prototypes/nmi_shuffled",
+        "prototypes/kmeans_nmi", "prototypes/kmeans_nmi_shuffled",
+    }  # fmt: skip
+    without = build_model(tiny_config(prototype_weight=0.0), tokenizer, seed=1).eval()
+    found = grid.measure_prototypes(without, tokenizer, studies.split("test"), findings=["Edema"], seed=0)
+    assert set(found) == {"prototypes/kmeans_nmi", "prototypes/kmeans_nmi_shuffled"}
+
+
+def test_boxes_of_labels_with_enough_patients(setting, monkeypatch):
+    model, tokenizer, studies = setting
+    found = grid.measure_boxes(model, tokenizer, studies.split("test"))
+    assert {name.split("/")[1] for name in found} == {"all", "edema"}  # 12 patients
+    assert found["boxes/edema/pointing"].n == 12
+    assert found["boxes/all/chance"] == pytest.approx(0.12, abs=0.02)
+    assert found["boxes/all/ceiling"] == 0  # 2 x 2 patches, whose maps are never brightest inside the box
+    monkeypatch.setattr(grid, "FEWEST_PATIENTS", 13)
+    assert grid.measure_boxes(model, tokenizer, studies.split("test")) == {}

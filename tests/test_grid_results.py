@@ -1,0 +1,179 @@
+"""The grid's table: own cells before committed ones, differences within a seed, and nothing restricted published."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mgca_lib import grid_results as module
+from mgca_lib.grid_results import GridError, grid_table, load_grid, paired_differences, publish_grid, verdict
+from mgca_lib.variants import VARIANTS
+
+OPEN = {"mimic_cxr": {"sha256": "ab", "source": "phantom", "restricted": False}}
+
+
+def write_cell(root, variant, seed, metrics, *, profile="demo", data=OPEN):
+    folder = root / "outputs" / profile / "grid" / variant / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    facts = {
+        "seed": seed,
+        "commit": "c0",
+        "data": data,
+        "hardware": {"cores": 2},
+        "training_seconds": 9.5,
+        "versions": {"a": "1"},
+    }
+    (folder / "pretraining").mkdir()
+    (folder / "pretraining/history.json").write_text(json.dumps([{"seconds": 4.25}, {"seconds": 5.25}]))
+    (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "provenance": facts}))
+
+
+def write_committed(root, rows):
+    path = root / module.COMMITTED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = ["variant", "seed", "metric", "value", "low", "high", "n"]
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+
+
+@pytest.fixture
+def project(tmp_path):
+    write_committed(tmp_path, [("all", 1, "auroc", 0.5, 0.4, 0.6, 3), ("ita", 1, "auroc", 0.6, None, None, None)])
+    return tmp_path
+
+
+def test_cells_become_rows(tmp_path):
+    write_cell(tmp_path, "ita+cta", 7, {"auroc": {"mean": 0.8, "low": 0.7, "high": 0.9, "n": 3}, "chance": 0.5})
+    (tmp_path / "outputs/demo/grid/all/seed-8").mkdir(parents=True)  # not finished
+    table = grid_table(tmp_path / "outputs/demo/grid")
+    assert table.loc[0].to_dict() == {
+        "variant": "ita+cta",
+        "seed": 7,
+        "metric": "auroc",
+        "value": 0.8,
+        "low": 0.7,
+        "high": 0.9,
+        "n": 3.0,
+        "source": "own",
+    }
+    assert table.loc[1, ["metric", "value", "source"]].tolist() == ["chance", 0.5, "own"]
+    assert np.isnan(table.loc[1, ["low", "high", "n"]].astype(float)).all()
+    assert len(table) == 2
+    assert grid_table(tmp_path / "nowhere").empty
+
+
+def test_own_cells_take_the_place_of_committed_ones(project):
+    write_cell(project, "all", 1, {"auroc": 0.9})
+    write_cell(project, "all", 2, {"auroc": 0.7})
+    table = load_grid(project, "demo")
+    found = {(r.variant, r.seed): (r.value, r.source) for r in table.itertuples()}
+    assert found == {("all", 1): (0.9, "own"), ("all", 2): (0.7, "own"), ("ita", 1): (0.6, "committed")}
+
+
+def test_numbers_of_two_profiles_are_not_mixed(project):
+    assert set(load_grid(project, "paper")["source"]) == {"committed"}
+    write_cell(project, "all", 1, {"auroc": 0.9}, profile="paper")
+    assert load_grid(project, "paper")["source"].tolist() == ["own"]
+    assert set(load_grid(project, "demo")["source"]) == {"committed"}
+
+
+def test_another_folder_of_cells(project):
+    write_cell(project / "elsewhere", "all", 1, {"auroc": 0.1})
+    table = load_grid(project, "demo", "elsewhere/outputs/demo/grid")
+    assert dict(zip(table["variant"], table["value"], strict=True)) == {"all": 0.1, "ita": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "demo.csv: missing"),
+        ("", "not a readable table"),
+        ("variant,seed\nall,1\n", "column 'metric' is missing"),
+    ],
+)
+def test_a_committed_table_that_cannot_be_read(project, content, problem):
+    path = project / module.COMMITTED
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(GridError, match=problem):
+        load_grid(project, "demo")
+
+
+def test_publishing_keeps_the_cells_of_others(project):
+    assert not publish_grid(project)
+    write_cell(project, "all", 1, {"auroc": {"mean": 1 / 3, "low": 0.3, "high": 0.4, "n": 5}})
+    assert publish_grid(project)
+    assert not publish_grid(project)
+    table = pd.read_csv(project / module.COMMITTED)
+    assert table["variant"].tolist() == ["all", "ita"]
+    assert table.loc[0, ["value", "low", "high", "n"]].tolist() == [0.333333, 0.3, 0.4, 5]
+    facts = json.loads((project / module.COMMITTED).with_suffix(".json").read_text())
+    assert facts == {
+        "all/seed-1": {
+            "commit": "c0",
+            "data": OPEN,
+            "hardware": {"cores": 2},
+            "training_seconds": 9.5,
+            "versions": {"a": "1"},
+        }
+    }
+
+
+@pytest.mark.parametrize("data", [{}, {"mimic_cxr": {"restricted": True}}, {"a": {"restricted": False}, "b": {}}])
+def test_restricted_data_are_not_published(project, data):
+    before = (project / module.COMMITTED).read_bytes()
+    write_cell(project, "all", 1, {"auroc": 0.9}, data=data)
+    with pytest.raises(GridError, match=r"all/seed-1/metrics.json: made from restricted or unnamed data"):
+        publish_grid(project)
+    assert (project / module.COMMITTED).read_bytes() == before
+
+
+def test_differences_are_taken_within_a_seed():
+    """By hand: differences 0.1, 0.2, 0.3; mean 0.2, deviation 0.1, t(2) = 4.3027, so 0.2 +- 0.2484."""
+    rows = [
+        (name, seed, "m", value)
+        for name, values in {"all": [0, 1, 2], "ita": [0.1, 1.2, 2.3]}.items()
+        for seed, value in enumerate(values)
+    ]
+    rows += [("gloria", 2, "m", 5.0), ("queue", 9, "m", 1.0), ("ita", 0, "other", 99.0)]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
+    found = paired_differences(table, "all", "m").set_index("variant")
+    assert found.index.tolist() == ["gloria", "ita"]  # the queue has no seed in common
+    assert found.loc["ita"].tolist() == pytest.approx([0.2, 0.2 - 0.248414, 0.2 + 0.248414, 3], abs=1e-5)
+    assert found.loc["gloria", ["mean", "n"]].tolist() == [3.0, 1]
+    assert math.isnan(found.loc["gloria", "low"])
+    with pytest.raises(ValueError, match=r"no cell of 'all' has the metric 'none'"):
+        paired_differences(table, "all", "none")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((0.2, 0.1, 0.3), "higher by 0.200"),
+        ((-0.2, -0.3, -0.1), "lower by 0.200"),
+        ((0.1, -0.02, 0.22), "no difference at this size (at most 0.220 either way)"),
+        ((-0.1, -0.22, 0.02), "no difference at this size (at most 0.220 either way)"),
+        ((0.0, 0.0, 0.0), "no difference at this size (at most 0.000 either way)"),
+        ((0.2, math.nan, math.nan), "one seed: no verdict"),
+    ],
+)
+def test_words_follow_from_the_interval(numbers, words):
+    assert verdict(*numbers) == words
+
+
+def test_the_committed_results_are_whole(repository):
+    """Every variant that the notebooks compare, three seeds each, of one data table and known variants."""
+    table = module.read_committed(repository)
+    facts = json.loads((repository / module.COMMITTED).with_suffix(".json").read_text())
+    cells = {(row.variant, int(row.seed)) for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
+    assert {f"{variant}/seed-{seed}" for variant, seed in cells} == set(facts)
+    assert {variant for variant, _ in cells} <= set(VARIANTS)
+    wanted = {name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding")}
+    for variant in wanted:
+        assert {seed for name, seed in cells if name == variant} >= {42, 43, 44}, variant
+    assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
+    assert not [
+        name for cell in facts.values() for name, card in cell["data"].items() if card["restricted"] is not False
+    ]
+    settings = table[table["metric"].isin(["pretrain/pairs", "pretrain/epochs"])]
+    assert settings.groupby("metric")["value"].nunique().to_dict() == {"pretrain/epochs": 1, "pretrain/pairs": 1}
