@@ -120,8 +120,8 @@ def measure_grounding(
 
     Returns:
         For each finding: ``grounding/FINDING/pointing``, ``/contrast`` and ``/iou`` with intervals over patients,
-        ``/chance`` (of a blind guess), ``/ceiling`` (that no map over the same patches exceeds) and, where another
-        patient has the finding, ``/control`` (how often the same maximum hits the masks of other patients).
+        ``/chance`` (of a blind guess) and, where another patient has the finding, ``/control`` (how often the same
+        maximum hits the masks of other patients).
     """
     settings = model.config.model
     sizes = {"stored_size": settings.stored_size, "image_size": settings.image_size}
@@ -186,7 +186,6 @@ def _by_finding(prefix: str, summaries: dict[str, GroundingSummary]) -> dict[str
         found[f"{key}/contrast"] = summary.contrast
         found[f"{key}/iou"] = summary.iou
         found[f"{key}/chance"] = summary.chance
-        found[f"{key}/ceiling"] = summary.ceiling
         if np.isfinite(summary.control):
             found[f"{key}/control"] = summary.control
     return found

@@ -140,8 +140,10 @@ print(f"a finding is {'less' if heard else 'more'} like its own denial than like
 
 # %% [markdown]
 # The untrained encoder finds all sentences alike: they differ in a word or two. If the trained one puts the denial
-# further away than other findings, it has learned from pairs alone that "no" turns a sentence round. Look at the
-# lower right block too: denials resemble each other, since whoever denies one finding usually denies them all.
+# further away than other findings, it has learned from pairs alone that "no" turns a sentence round. If the denial is
+# still *nearer* than another finding, as can happen, that is no contradiction to the classifier of section 3: it never asks
+# which of two sentences is nearer to the other, only on which side of the two a film lies. Look at the lower right block
+# too: denials resemble each other, since whoever denies one finding usually denies them all.
 #
 # ## 3. Five findings, no labels
 #
@@ -222,7 +224,9 @@ print(f"surely better than guessing: {', '.join(above) or 'none'}; surely worse:
 # %% [markdown]
 # Read the figure row by row. A blue dot right of the dashed line, with its whole bar, is a finding that the encoder
 # learned to see *and* to name from reports alone. The grey dots show what an untrained space gives: it need not be
-# 0.5 in a single row, since any fixed direction sorts films somehow; over the rows it has no reason to leave chance.
+# 0.5 in a single row, since any fixed direction sorts films somehow; over the rows it has no reason to leave chance. Its
+# bars cover other films, not other random weights: a second untrained network would sort the same films differently, and
+# these bars do not show by how much.
 #
 # Where the probe is far ahead, the knowledge is in the features but the sentence does not point at it. Where both are
 # low, the features do not have it. That distinction is what the comparison is for. And a bar that lies wholly on the
@@ -726,7 +730,8 @@ print(
 #
 # **3.** Loop over the classes with their words. Reports that truly deny a finding are found by "no" up to three words
 # before it. Averaging forty reports also averages what else they say, so their difference may carry age, devices or
-# the length of the report. Check the result against section 6: are the false alarms the same?
+# the length of the report. Check the result against section 6: are the false alarms the same? And exchange one side at a
+# time, since a rise may come from the denial alone.
 #
 # </details>
 

@@ -312,6 +312,10 @@ for length, part in overlap.items():
 # Each variant was trained from scratch with several seeds, the same seeds for all, and measured as in section 4:
 # agreement of its prototypes with findings on the test studies (`ita+cta` has none, so only k-means), and agreement of
 # k-means at the same $K$ as the variant. Differences are taken within a seed, and get a t interval over the seeds.
+#
+# The grid takes longer than the whole course, so its results come with the project; cells that you ran take their place.
+# A variant with no seeds in the first table has not been trained for the committed results and is missing below:
+# `make grid VARIANTS="prototypes-16 prototypes-256 queue"` trains it.
 
 # %%
 grid = load_grid(run.root, run.profile, GRID_DIR)

@@ -328,6 +328,10 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
 # interval of the mean difference is Student's, over seeds.
+#
+# A variant with no seeds in the table has not been trained for the results that come with the project, and is missing from
+# what follows: `make grid VARIANTS="quirk-weight-shift ..."` trains it, in a quarter of an hour for three seeds. Where all of
+# them are missing, this section shows the questions and no answers.
 
 # %%
 table = load_grid(run.root, run.profile, GRID_DIR)

@@ -76,24 +76,25 @@ def one_line(capfd):
 
 
 def kill_at_random(small, undisturbed, out, moments):
-    """Kill a run at random moments, resume each time, and let it finish; returns how many kills hit it."""
+    """Kill a run at random moments, resume each time, and let it finish."""
     whole = processor_seconds(whole_run, small, out / "timed")
-    hits = 0
     for number, moment in enumerate(moments):
-        hits += killed_after(moment * whole, whole_run, small, out / str(number))
+        seconds = moment * whole
+        while not killed_after(seconds, whole_run, small, out / str(number)):  # it was faster this time
+            shutil.rmtree(out / str(number))
+            seconds /= 2
         assert_goes_on(small, out / str(number), undisturbed)
-    return hits
 
 
 def test_killed_at_random_moments(small, undisturbed, tmp_path):
-    assert kill_at_random(small, undisturbed, tmp_path, [0.3, 0.55, 0.8]) >= 2
+    kill_at_random(small, undisturbed, tmp_path, [0.3, 0.55, 0.8])
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(small, undisturbed, tmp_path):
     draw = random.Random(20)
     moments = [(number + draw.random()) / 20 for number in range(20)]
-    assert kill_at_random(small, undisturbed, tmp_path, moments) >= 15
+    kill_at_random(small, undisturbed, tmp_path, moments)
 
 
 # ---- the disk

@@ -67,7 +67,7 @@ def prepared(raw, out):
 
 
 def kill_preparation(tmp_path, rounds, seed):
-    """Kill at a random moment, and what goes on from there, too; then let it finish. Returns how many kills hit."""
+    """Kill at a random moment, and what goes on from there, too; then let it finish."""
     raw, undisturbed = tmp_path / "raw", tmp_path / "undisturbed"
     write_picture(tmp_path / "0.png", width=500, height=600, seed=0)
     write_picture(tmp_path / "1.png", width=400, height=700, seed=1)
@@ -79,24 +79,27 @@ def kill_preparation(tmp_path, rounds, seed):
         lines = [f"{name} {name}.png normal rsna\n" for name in names]
         (raw / f"{part}_COVIDx9A.txt").write_text("".join(lines))
     whole = processor_seconds(prepared, raw, undisturbed)
-    draw, hits = random.Random(seed), 0
+    draw = random.Random(seed)
     for number in range(rounds):
         out = tmp_path / str(number)
-        hits += sum(killed_after(draw.random() * whole, prepared, raw, out) for _ in range(2))
+        seconds = draw.random() * whole
+        while not killed_after(seconds, prepared, raw, out):  # it was faster this time
+            shutil.rmtree(out)
+            seconds /= 2
+        killed_after(draw.random() * whole, prepared, raw, out)
         summary = prepare_covidx.prepare(raw, out, **OPTIONS)
         assert summary.reused + summary.converted == 50
         assert contents(out) == contents(undisturbed)
         assert load_studies(out).table["image_id"].is_unique
-    return hits
 
 
 def test_preparation_killed_at_random_moments(tmp_path):
-    assert kill_preparation(tmp_path, 3, seed=1) >= 3
+    kill_preparation(tmp_path, 3, seed=1)
 
 
 @pytest.mark.slow
 def test_preparation_killed_at_twenty_random_moments(tmp_path):
-    assert kill_preparation(tmp_path, 20, seed=2) >= 20
+    kill_preparation(tmp_path, 20, seed=2)
 
 
 @pytest.mark.parametrize(

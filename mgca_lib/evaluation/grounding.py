@@ -305,9 +305,9 @@ def perfect_map(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None 
 def can_hit(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None) -> bool:
     """Tell whether any map over a grid of patches could win the pointing game.
 
-    A bilinearly enlarged map is brightest at the centre of one of its patches, so a finding that holds none of these
-    pixels cannot be hit (at the border of the image, where nothing is left to interpolate with, the first of several
-    equal pixels counts, as in :func:`score_region`).
+    A bilinearly enlarged map is brightest next to the centre of one of its patches (at the border of the image, where
+    nothing is left to interpolate with, anywhere from there to the border), so a finding that holds none of these
+    pixels cannot be hit.
 
     Args:
         mask: ``(S, S)`` bool.
@@ -319,7 +319,7 @@ def can_hit(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = No
     >>> can_hit(column, 4), can_hit(column, 64)
     (False, True)
     """
-    return bool(np.asarray(mask)[_peaks(patches, len(mask), grid)].any())
+    return bool(np.asarray(mask)[_possible_peaks(patches, len(mask), grid)].any())
 
 
 def score_region(heat: np.ndarray, mask: np.ndarray) -> RegionScore:
@@ -520,10 +520,11 @@ def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: in
 
 
 @cache
-def _peaks(patches: int, image_size: int, grid: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-    alone = torch.eye(patches)
-    flat = [int(enlarge_map(values, image_size=image_size, grid=grid).argmax()) for values in alone]
-    return np.unravel_index(flat, (image_size, image_size))
+def _possible_peaks(patches: int, image_size: int, grid: tuple[int, int] | None) -> np.ndarray:
+    """``(S, S)`` bool: pixels where some map over the patches can be brightest."""
+    alone = np.stack([enlarge_map(values, image_size=image_size, grid=grid) for values in torch.eye(patches)])
+    # Several pixels lie equally close to a centre; which of them is brightest depends on the neighbouring patches.
+    return (alone >= alone.max(axis=(1, 2), keepdims=True) - 1e-5).any(axis=0)
 
 
 def _grounding(
