@@ -135,7 +135,8 @@ def test_the_profile_as_snakemake_reads_it(repository, executor, target):
 @pytest.mark.slow
 def test_a_cell_of_the_grid_runs_through_the_profile(repository, tmp_path):
     """On this computer, from the raw phantoms on; the one thing changed is who runs the jobs."""
-    shutil.copy(repository / "Snakefile", tmp_path)
+    for name in ("Snakefile", "pyproject.toml"):
+        shutil.copy(repository / name, tmp_path)
     for name in ("notebooks", "mgca_lib", "data_scripts", "slurm"):
         shutil.copytree(repository / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
     wanted = "outputs/smoke/grid/ita/seed-43/metrics.json"
