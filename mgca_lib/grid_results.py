@@ -14,9 +14,12 @@ import numpy as np
 import pandas as pd
 
 from mgca_lib.course.summary import METRICS_FILE, read_metrics
+from mgca_lib.variants import VARIANTS
 
 COMMITTED = Path("notebooks", "grid", "demo.csv")
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
+COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
+"""What notebooks 14 and 15 compare, and ``make grid`` trains unless told otherwise."""
 _CELL = ["variant", "seed"]
 
 
@@ -49,8 +52,9 @@ def grid_table(folder: str | Path) -> pd.DataFrame:
 def load_grid(root: str | Path, profile: str, folder: str | Path = "") -> pd.DataFrame:
     """Read the results that a notebook shows.
 
-    Own cells come first. At ``demo``, committed cells fill in variants and seeds that you did not run; at another
-    profile they are shown if you ran none, since numbers of two profiles do not belong into one table.
+    Own cells come first. At ``demo``, committed cells fill in variants and seeds that you did not run. Numbers of two
+    profiles do not belong into one table, so at another profile own cells are shown alone, once they are enough to
+    compare: every variant of :data:`COMPARED` with two seeds; until then the committed ones.
 
     Args:
         root: The project's folder.
@@ -69,9 +73,10 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "") -> pd.Dat
     """
     root = Path(root)
     own = grid_table(root / (folder or Path("outputs", profile, "grid")))
-    if profile != "demo" and len(own):
-        return own
     committed = read_committed(root)
+    if profile != "demo":
+        seeds = own.groupby("variant")["seed"].nunique()
+        return own if all(seeds.get(name, 0) > 1 for name in COMPARED) else committed
     known = set(own[_CELL].itertuples(index=False, name=None))
     rest = committed[[cell not in known for cell in committed[_CELL].itertuples(index=False, name=None)]]
     return pd.concat([part for part in (own, rest) if len(part)], ignore_index=True)

@@ -73,8 +73,11 @@ def test_own_cells_take_the_place_of_committed_ones(project):
 
 def test_numbers_of_two_profiles_are_not_mixed(project):
     assert set(load_grid(project, "paper")["source"]) == {"committed"}
-    write_cell(project, "all", 1, {"auroc": 0.9}, profile="paper")
-    assert load_grid(project, "paper")["source"].tolist() == ["own"]
+    for variant in module.COMPARED:
+        assert set(load_grid(project, "paper")["source"]) == {"committed"}  # not enough to compare
+        for seed in (1, 2):
+            write_cell(project, variant, seed, {"auroc": 0.9}, profile="paper")
+    assert set(load_grid(project, "paper")["source"]) == {"own"}
     assert set(load_grid(project, "demo")["source"]) == {"committed"}
 
 
