@@ -136,8 +136,8 @@ figure = figures.curves(
 run.show(figure, "ceiling", "The hit rate that no map over the patches can exceed: thin and small findings need many.")
 
 # %% [markdown]
-# So explanation A is part of the answer for thin and small findings, and no excuse: on this very grid, maps could still hit
-# many times more often than chance. Remember the curve when you read "eight times chance" in section 7; for a finding that
+# So explanation A is part of the answer for small findings, and no excuse: on this very grid, maps could still hit many
+# times more often than chance. Remember the curve when you read "eight times chance" in section 7; for a finding that
 # covers a tenth of the film, that is four hits in five.
 #
 # ## 3. Explanation C, on paper: what does the loss ask?
