@@ -256,10 +256,11 @@ class Config:
             raise ConfigError(f"configuration: expected the keys {sorted(expected)}, found {sorted(content)}")
         parts = {"model": ModelConfig, "alignment": AlignmentConfig, "training": TrainingConfig}
         for name, part in parts.items():
-            known = {item.name for item in fields(part)}
-            for setting in sorted((known ^ set(content[name])) - (_LATER - set(content[name]))):
-                problem = "is missing" if setting in known else "is unknown"
-                raise ConfigError(f"configuration: setting {name}.{setting} {problem}")
+            known, given = {item.name for item in fields(part)}, set(content[name])
+            for setting in sorted(known - given - _LATER):
+                raise ConfigError(f"configuration: setting {name}.{setting} is missing")
+            for setting in sorted(given - known):
+                raise ConfigError(f"configuration: setting {name}.{setting} is unknown")
         return cls(profile=content["profile"], **{name: part(**content[name]) for name, part in parts.items()})
 
     def override(self, **settings: Any) -> "Config":

@@ -6,7 +6,6 @@ cells as one table.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,7 +61,6 @@ def measure_probe(
     *,
     dataset: str = "chexpert",
     seeds: Sequence[int],
-    cache_dir: Path | None = None,
 ) -> dict[str, Interval]:
     """Linear probes from the frozen image encoder, as in notebook 07.
 
@@ -71,7 +69,6 @@ def measure_probe(
         studies: The whole prepared dataset.
         dataset: Its name: ``"chexpert"`` or ``"rsna"``, the two of the paper's ablation.
         seeds: One draw of the labels each, at 1 % and 10 %.
-        cache_dir: Folder for the features.
 
     Returns:
         ``probe/chexpert/auroc/1%`` and so on.
@@ -79,9 +76,7 @@ def measure_probe(
     task = TASKS[dataset]
     transform = _transform(model)
     parts = [
-        extract_features(
-            model.image_encoder, TaskImages(studies.split(name), task, transform), cache_dir=cache_dir, num_workers=0
-        )
+        extract_features(model.image_encoder, TaskImages(studies.split(name), task, transform), num_workers=0)
         for name in ("train", "valid", "test")
     ]
     found = {}

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mgca_lib.course.summary import METRICS_FILE, read_metrics
+from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metrics
+from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
 COMMITTED = Path("notebooks", "grid", "demo.csv")
@@ -24,7 +25,7 @@ _CELL = ["variant", "seed"]
 
 
 class GridError(ValueError):
-    """A table of results cannot be read or written; the message is one line."""
+    """A table of results cannot be read; the message is one line."""
 
 
 def grid_table(folder: str | Path) -> pd.DataFrame:
@@ -133,7 +134,7 @@ def committed_cells(root: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_CELL, "commit", "training_seconds", "processor", "cores", "data"])
 
 
-def over_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[str, float]]:
+def over_seeds(table: pd.DataFrame, metric: str) -> dict[str, Interval]:
     """Mean of a metric over the seeds of each variant, with its 95 % t interval.
 
     Args:
@@ -141,17 +142,15 @@ def over_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[str, float]]:
         metric: Its name.
 
     Returns:
-        ``[variant]["mean", "low", "high", "n"]``; variants with one seed are left out.
+        An interval for each variant; those with one seed are left out.
 
     >>> rows = [("ita", 1, "auroc", 0.6), ("ita", 2, "auroc", 0.8), ("all", 1, "auroc", 0.7)]
     >>> table = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
-    >>> {name: round(cell["mean"], 3) for name, cell in over_seeds(table, "auroc").items()}
+    >>> {name: round(cell.mean, 3) for name, cell in over_seeds(table, "auroc").items()}
     {'ita': 0.7}
     """
-    from mgca_lib.evaluation.intervals import t_interval  # brings in SciPy, which publishing does without
-
     values = table[table["metric"] == metric].groupby("variant", sort=False)["value"]
-    return {name: t_interval(own.tolist()).as_metric() for name, own in values if len(own) > 1}
+    return {name: t_interval(own.tolist()) for name, own in values if len(own) > 1}
 
 
 def publish_grid(root: str | Path) -> bool:
@@ -164,7 +163,7 @@ def publish_grid(root: str | Path) -> bool:
         Whether the committed files changed.
 
     Raises:
-        GridError: a cell was trained on data that may not be passed on, or names none.
+        RestrictedDataError: a cell was trained on data that may not be passed on, or names none.
     """
     root = Path(root)
     folder = root / "outputs" / "demo" / "grid"
@@ -172,9 +171,7 @@ def publish_grid(root: str | Path) -> bool:
     if not cells:
         return False
     for path in cells:
-        data = read_metrics(path.parent)["provenance"].get("data", {})
-        if not data or any(facts.get("restricted") is not False for facts in data.values()):
-            raise GridError(f"{path}: made from restricted or unnamed data; not published")
+        check_publishable(path.parent)
     table = load_grid(root, "demo") if (root / COMMITTED).is_file() else grid_table(folder)
     table = table.drop(columns="source").sort_values([*_CELL, "metric"], kind="stable", ignore_index=True)
     text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
@@ -210,8 +207,6 @@ def paired_differences(table: pd.DataFrame, baseline: str, metric: str) -> pd.Da
     >>> paired_differences(table, "all", "auroc")["mean"].round(3).tolist()
     [-0.1]
     """
-    from mgca_lib.evaluation.intervals import t_interval  # brings in SciPy, which publishing does without
-
     by_seed = table[table["metric"] == metric].pivot_table(index="seed", columns="variant", values="value")
     if baseline not in by_seed:
         raise ValueError(f"no cell of {baseline!r} has the metric {metric!r}; found {sorted(by_seed)}")

@@ -142,15 +142,10 @@ datasets = {"CheXpert": "chexpert", "RSNA": "rsna"}
 fractions = ("1%", "10%", "100%")
 probes = {f"{label} {part}": f"probe/{name}/auroc/{part}" for label, name in datasets.items() for part in fractions}
 found = {probe: over_seeds(grid, metric) for probe, metric in probes.items()}
-pd.DataFrame(
-    {
-        probe: {name: "{mean:.3f} ({low:.3f} to {high:.3f})".format(**by[name]) for name in order if name in by}
-        for probe, by in found.items()
-    }
-)
+pd.DataFrame(found, index=order).astype(str)
 
 # %%
-rows = {probe: {written[name]: by[name] for name in order if name in by} for probe, by in found.items()}
+rows = {probe: {written[name]: vars(by[name]) for name in order if name in by} for probe, by in found.items()}
 figure = figures.interval_dots(rows, value_label="AUROC, mean and 95 % t interval over seeds")
 run.show(figure, "probe", "Linear probes on frozen features of four trainings, each repeated with three seeds.")
 
@@ -158,7 +153,7 @@ run.show(figure, "probe", "Linear probes on frozen features of four trainings, e
 for probe, metric in probes.items():
     _, name, _, part = metric.split("/")
     for variant_name, cell in found[probe].items():
-        run.record(f"ablation/{variant_name}/{name}/{part}/auroc", cell)
+        run.record(f"ablation/{variant_name}/{name}/{part}/auroc", cell.as_metric())
 
 # %% [markdown]
 # Three seeds and two degrees of freedom make wide intervals, most of all where few labels decide. Now the comparison of
@@ -173,7 +168,7 @@ def compare(metrics, baseline):
             words = verdict(row["mean"], row["low"], row["high"])
             lines.setdefault(row["variant"], {})[label] = words
             if row["n"] > 1:
-                dots.setdefault(label, {})[row["variant"]] = {key: row[key] for key in ("mean", "low", "high")}
+                dots.setdefault(label, {})[row["variant"]] = {key: row[key] for key in ("mean", "low", "high", "n")}
     dots = {label: {name: by[name] for name in order if name in by} for label, by in dots.items()}
     return pd.DataFrame(lines).T.reindex([name for name in order if name in lines]), dots
 
@@ -191,7 +186,7 @@ run.show(figure, "probe_differences", "What token and prototype alignment add to
 for label, by in dots.items():
     for name, cell in by.items():
         _, dataset, _, part = probes[label].split("/")
-        run.record(f"ablation/{name}-minus-ita/{dataset}/{part}/auroc", {**cell, "n": grid["seed"].nunique()})
+        run.record(f"ablation/{name}-minus-ita/{dataset}/{part}/auroc", cell)
 
 # %% [markdown]
 # ## 5. What else the terms could be good for
@@ -208,18 +203,13 @@ others = {
     "words point, hit rate": "grounding/all/pointing",
 }
 table = {label: over_seeds(grid, metric) for label, metric in others.items()}
-pd.DataFrame(
-    {
-        label: {name: "{mean:.3f} ({low:.3f} to {high:.3f})".format(**by[name]) for name in order if name in by}
-        for label, by in table.items()
-    }
-)
+pd.DataFrame(table, index=order).astype(str)
 
 # %%
 words, dots = compare(others, "ita")
 for label, by in table.items():
     for name, cell in by.items():
-        run.record(f"ablation/{name}/{others[label].replace('/', '_')}", cell)
+        run.record(f"ablation/{name}/{others[label].replace('/', '_')}", cell.as_metric())
 words
 
 # %% [markdown]

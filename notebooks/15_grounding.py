@@ -133,7 +133,7 @@ for name in shown:
 figure = figures.curves(
     grids, ceilings, x_label="patches a side", y_label="ceiling of the hit rate", marks={"this encoder": side}
 )
-run.show(figure, "ceiling", "The hit rate that no map over the patches can exceed: thin and small findings need many.")
+run.show(figure, "ceiling", "The hit rate that no map over the patches can exceed: small findings need many.")
 
 # %% [markdown]
 # So explanation A is part of the answer for small findings, and no excuse: on this very grid, maps could still hit many
@@ -356,7 +356,7 @@ chance = grid[grid["metric"].str.endswith("/chance")].groupby("metric")["value"]
 called = {"all": "cta", "cta_grounded": "cta_grounded", "gloria": "gloria"}
 rows = {}
 for finding, by in found.items():
-    row = {called[name]: by[name] for name in order if name in by}
+    row = {called[name]: vars(by[name]) for name in order if name in by}
     row |= {"chance": {"mean": chance[f"grounding/{finding}/chance"]}}
     rows["all findings" if finding == "all" else finding] = row
 figure = figures.interval_dots(rows, value_label="pointing game: hit rate, mean and 95 % t interval over seeds")
@@ -366,7 +366,7 @@ run.show(figure, "grid_pointing", "Pointing of models trained from scratch with 
 for finding, by in found.items():
     for name in order:
         if name in by:
-            run.record(f"grid/{finding}/{called[name]}/pointing", by[name])
+            run.record(f"grid/{finding}/{called[name]}/pointing", by[name].as_metric())
 yardsticks = {"words point, all findings": "grounding/all/pointing"}
 yardsticks |= {f"CheXpert {part}": f"probe/chexpert/auroc/{part}" for part in ("1%", "10%", "100%")}
 yardsticks |= {"report to image, R@5": "retrieval/t2i/r@5"}

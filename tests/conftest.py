@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
+import torch
 
 import mgca_lib.torchvision_operators  # noqa: F401  must come before torchvision and timm
 
@@ -20,6 +21,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def repository() -> Path:
     """The repository's root folder."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """UMAP raises the number of threads; a forked process cannot wake its parent's, and another number changes bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

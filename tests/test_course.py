@@ -379,6 +379,25 @@ class TestSummary:
         with pytest.raises(ValueError, match="a seed of its own"):
             summarise_seeds(folders)
 
+    @pytest.mark.parametrize("data", [{}, {"chexpert": {"restricted": True}}, {"a": {"restricted": False}, "b": {}}])
+    def test_seeds_are_published_when_all_runs_may_be(self, tmp_path: Path, data: dict) -> None:
+        outputs, target = tmp_path / "demo", tmp_path / "seeds.json"
+        assert not publish_seeds(outputs, target)
+        run = self.write(outputs / "seed-2" / "01_data", seed=2, value=0.5) / "metrics.json"
+        (outputs / "seeds.json").write_text("{}\n")
+
+        def of_data(facts: dict) -> None:
+            run.write_text(json.dumps({"metrics": {}, "provenance": {"seed": 2, "data": facts}}))
+
+        of_data(data)
+        with pytest.raises(RestrictedDataError, match=r"01_data.metrics.json: made from restricted or unnamed data"):
+            publish_seeds(outputs, target)
+        assert not target.exists()
+        of_data({"phantom": {"restricted": False}})
+        assert publish_seeds(outputs, target)
+        assert not publish_seeds(outputs, target)
+        assert target.read_text() == "{}\n"
+
     def test_busy_seconds_counts_overlap_once(self, tmp_path: Path) -> None:
         paths = []
         for name, start, end in (("a", 0, 10), ("b", 5, 15), ("c", 6, 8), ("d", 20, 21)):

@@ -25,9 +25,7 @@ from mgca_lib.pretrain import main, pretrain
 SEED = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from helpers import tiny_config, tiny_studies, tiny_tokenizer
 
 from mgca_lib import grid
@@ -11,10 +10,11 @@ from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.features import embed_pairs
 from mgca_lib.model import build_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    torch.set_num_threads(1)
     studies = tiny_studies(tmp_path_factory.mktemp("grid"), train=48, valid=16, test=48)
     tokenizer = tiny_tokenizer(studies)
     return build_model(tiny_config(), tokenizer, seed=1).eval(), tokenizer, studies

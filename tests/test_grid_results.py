@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mgca_lib import grid_results as module
+from mgca_lib.course.summary import RestrictedDataError
 from mgca_lib.grid_results import GridError, grid_table, load_grid, paired_differences, publish_grid, verdict
 from mgca_lib.variants import VARIANTS
 
@@ -126,7 +127,7 @@ def test_publishing_keeps_the_cells_of_others(project):
 def test_restricted_data_are_not_published(project, data):
     before = (project / module.COMMITTED).read_bytes()
     write_cell(project, "all", 1, {"auroc": 0.9}, data=data)
-    with pytest.raises(GridError, match=r"all/seed-1/metrics.json: made from restricted or unnamed data"):
+    with pytest.raises(RestrictedDataError, match=r"all/seed-1/metrics.json: made from restricted or unnamed data"):
         publish_grid(project)
     assert (project / module.COMMITTED).read_bytes() == before
 

@@ -8,10 +8,11 @@ from mgca_lib.alignment.pairwise import grounded_alignment_loss
 from mgca_lib.evaluation.local_heads import local_features, train_local_heads
 from mgca_lib.model import build_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    torch.set_num_threads(1)
     studies = tiny_studies(tmp_path_factory.mktemp("heads"), train=24, valid=4, test=4)
     tokenizer = tiny_tokenizer(studies)
     model = build_model(tiny_config(text_dropout=0.3), tokenizer, seed=1).train()

@@ -29,11 +29,7 @@ from mgca_lib.encoders import EncoderError, Tokens
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import PretrainError, learning_rate_at, main, pretrain, retrieval_accuracy
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """UMAP raises the number of threads; a forked process cannot wake its parent's, and another number changes bits."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

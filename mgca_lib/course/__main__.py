@@ -11,8 +11,16 @@ from pathlib import Path
 from mgca_lib.course.execute import ExecutionError, execute, free_cores, parse_value, remove_results
 from mgca_lib.course.pairing import PairError, check_pair, pair, publish, read_source
 from mgca_lib.course.parameters import ParameterError, check_notebook
-from mgca_lib.course.summary import METRICS_FILE, busy_seconds, course_table, format_metric, summarise_seeds
-from mgca_lib.grid_results import GridError, publish_grid
+from mgca_lib.course.summary import (
+    METRICS_FILE,
+    SEEDS_FILE,
+    RestrictedDataError,
+    busy_seconds,
+    course_table,
+    format_metric,
+    publish_seeds,
+    summarise_seeds,
+)
 from mgca_lib.variants import VARIANTS
 
 
@@ -63,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return _COMMANDS[options.command](options, project_root())
-    except (ExecutionError, GridError, PairError, ParameterError) as error:
+    except (ExecutionError, PairError, ParameterError, RestrictedDataError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -150,7 +158,7 @@ def _summarise(options: argparse.Namespace, root: Path) -> int:
     further = [outputs / f"seed-{seed}" for seed in options.seeds]
     names = [path.parent.name for path in sorted(further[0].glob("*/metrics.json"))]
     content = {name: summarise_seeds([folder / name for folder in (outputs, *further)]) for name in names}
-    (outputs / "seeds.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (outputs / SEEDS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name, part in content.items():
         print(f"\n{name}, seeds {part['seeds']}")
         for metric, value in part["metrics"].items():
@@ -165,9 +173,13 @@ def _pair(options: argparse.Namespace, root: Path) -> int:
 
 
 def _outputs(options: argparse.Namespace, root: Path) -> int:
+    from mgca_lib.grid_results import publish_grid  # brings in pandas, which all other commands do without
+
     for source in notebooks(root):
         changed = publish(source, root / "outputs" / "demo" / source.stem, root)
         print(f"{source.stem}: {'new outputs' if changed else 'unchanged'}")
+    changed = publish_seeds(root / "outputs" / "demo", root / "notebooks" / SEEDS_FILE)
+    print(f"numbers over seeds: {'new' if changed else 'unchanged'}")
     print(f"results of the grid: {'new' if publish_grid(root) else 'unchanged'}")
     return 0
 

@@ -8,13 +8,14 @@ edits code, or commits outputs of a run of their own, breaks the digest, and the
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
 from nbformat import NotebookNode
+
+from mgca_lib.course.summary import restricted_data
 
 OUTPUT_PROFILE = "demo"
 _METADATA = {
@@ -167,11 +168,6 @@ def check_pair(source: Path) -> list[str]:
     if extra != _METADATA:
         problems.append(f"metadata {sorted(extra)} differ from the standard; run `make pair`")
     return problems + _content_problems(found)
-
-
-def restricted_data(provenance: Mapping[str, Any]) -> list[str]:
-    """Return the names of the restricted datasets that a run used; unclear ones count as restricted."""
-    return sorted(name for name, facts in provenance.get("data", {}).items() if facts.get("restricted") is not False)
 
 
 def _content_problems(notebook: NotebookNode) -> list[str]:

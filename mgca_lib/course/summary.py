@@ -1,12 +1,17 @@
 """Sums up finished runs: the table at the end of ``make course``, and numbers over several seeds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 METRICS_FILE = "metrics.json"
+SEEDS_FILE = "seeds.json"
+
+
+class RestrictedDataError(ValueError):
+    """A run may not be passed on; the message is one line that names it."""
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -16,6 +21,47 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         FileNotFoundError: the run did not finish.
     """
     return json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+
+
+def restricted_data(provenance: Mapping[str, Any]) -> list[str]:
+    """Return the names of the restricted datasets that a run used; unclear ones count as restricted."""
+    return sorted(name for name, facts in provenance.get("data", {}).items() if facts.get("restricted") is not False)
+
+
+def check_publishable(folder: Path) -> None:
+    """Raise unless all data of the run in a folder may be passed on.
+
+    Raises:
+        RestrictedDataError: the run used restricted data, or does not say which data it used.
+    """
+    provenance = read_metrics(folder)["provenance"]
+    if restricted_data(provenance) or not provenance.get("data"):
+        raise RestrictedDataError(f"{folder / METRICS_FILE}: made from restricted or unnamed data; not published")
+
+
+def publish_seeds(outputs: Path, target: Path) -> bool:
+    """Copy the numbers over several seeds, if there are any, to where git keeps them.
+
+    Args:
+        outputs: Folder of one profile, for example ``outputs/demo``.
+        target: File to write.
+
+    Returns:
+        Whether the file changed.
+
+    Raises:
+        RestrictedDataError: one of the runs may not be passed on.
+    """
+    source = outputs / SEEDS_FILE
+    if not source.is_file():
+        return False
+    for path in sorted(outputs.glob(f"seed-*/*/{METRICS_FILE}")):
+        check_publishable(path.parent)
+    text = source.read_text(encoding="utf-8")
+    if target.is_file() and target.read_text(encoding="utf-8") == text:
+        return False
+    target.write_text(text, encoding="utf-8", newline="\n")
+    return True
 
 
 def course_table(outputs: Path, names: Sequence[str]) -> str:

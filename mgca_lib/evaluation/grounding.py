@@ -430,7 +430,7 @@ def ground_phrases(
     left_out = dict(phrases.left_out) | dict.fromkeys(
         ("negated, points at nothing", "cut off by the tokenizer", "mask outside the crop"), 0
     )
-    rows, scores, masks, ceiling, read = [], [], [], [], {}
+    rows, heats, masks, read = [], [], [], {}
     for phrase in phrases.table.itertuples():
         if phrase.negated or not phrase.mask:
             left_out["negated, points at nothing"] += 1
@@ -445,11 +445,10 @@ def ground_phrases(
         if not mask.any() or mask.all():
             left_out["mask outside the crop"] += 1
             continue
-        scores.append(score_region(enlarge_map(heat, image_size=image_size, grid=grid), mask))
-        ceiling.append(can_hit(mask, len(heat), grid=grid))
+        heats.append(heat)
         masks.append(mask)
         rows.append((phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain)))
-    return _grounding(rows, scores, masks, ceiling, left_out)
+    return _grounding(rows, heats, masks, left_out, grid=grid)
 
 
 def ground_boxes(
@@ -489,18 +488,17 @@ def ground_boxes(
     boxed = studies.select(rows)
     boxed = replace(boxed, table=boxed.table.assign(sentences=[[text] for text in read]))
     maps = word_maps(model, PairImages(boxed, tokenizer, transform, max_pieces=settings.max_pieces, seed=0))
-    found, scores, masks, ceiling = [], [], [], []
+    found, heats, masks = [], [], []
     for number, (label, text) in enumerate(zip(labels, read, strict=True)):
         mask = box_mask(boxed, number, transform, name=label)
         heat = phrase_map(maps[number], range(len(maps[number])))
         if heat is None or not mask.any() or mask.all():
             left_out["box outside the crop"] += 1
             continue
-        scores.append(score_region(enlarge_map(heat, image_size=settings.image_size), mask))
-        ceiling.append(can_hit(mask, len(heat)))
+        heats.append(heat)
         masks.append(mask)
         found.append((rows[number], boxed.table["patient_id"].iat[number], label, text, False))
-    return _grounding(found, scores, masks, ceiling, left_out)
+    return _grounding(found, heats, masks, left_out)
 
 
 def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: int = 0) -> dict[str, GroundingSummary]:
@@ -529,17 +527,22 @@ def _possible_peaks(patches: int, image_size: int, grid: tuple[int, int] | None)
 
 def _grounding(
     rows: Sequence[tuple[int, str, str, str, bool]],
-    scores: Sequence[RegionScore],
+    heats: Sequence[Tensor],
     masks: Sequence[np.ndarray],
-    ceiling: Sequence[bool],
     left_out: dict[str, int],
+    *,
+    grid: tuple[int, int] | None = None,
 ) -> Grounding:
     if not rows:
         raise ValueError(f"nothing can be scored ({left_out})")
+    scores = [
+        score_region(enlarge_map(heat, image_size=len(mask), grid=grid), mask)
+        for heat, mask in zip(heats, masks, strict=True)
+    ]
     table = pd.DataFrame(rows, columns=["row", "patient_id", "finding", "phrase", "uncertain"])
     for name in ("hit", "chance", "contrast"):
         table[name] = [float(getattr(score, name)) for score in scores]
-    table["ceiling"] = np.array(ceiling, dtype=float)
+    table["ceiling"] = [float(can_hit(mask, len(heat), grid=grid)) for heat, mask in zip(heats, masks, strict=True)]
     table["control"] = _control(table, scores, masks)
     return Grounding(table, np.stack([score.iou for score in scores]), left_out)
 

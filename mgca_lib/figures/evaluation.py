@@ -20,6 +20,7 @@ from mgca_lib.figures.style import (
     SERIES,
     WIDTH,
     finding_colour,
+    known_method,
     method_colour,
     styled,
 )
@@ -217,7 +218,7 @@ def interval_dots(
         1, 1, width=7.2, height=1.35 + len(scores) * (0.16 + 0.13 * len(methods)) + 0.3 * bool(title)
     )
     step = 0.72 / len(methods)
-    known = {method: method_colour(method) for method in methods if method.lower().replace("_", " ") in METHOD_COLOURS}
+    known = {method: method_colour(method) for method in methods if known_method(method)}
     others = iter(SERIES[bool(known) :])  # the first one is too close to the blue of mgca
     for number, method in enumerate(methods):
         colour = known.get(method) or next(others, MUTED)

@@ -178,9 +178,15 @@ def finding_colour(name: str) -> str:
     return FINDING_COLOURS.get(_SAME_FINDING.get(name, name), "#4A4A4A")
 
 
+def known_method(name: str) -> str:
+    """Name of a method as in :data:`METHOD_COLOURS`, however it is written; ``""`` for one the course does not know."""
+    plain = name.lower().replace("_", " ").removesuffix(" init").strip()
+    return plain if plain in METHOD_COLOURS else ""
+
+
 def method_colour(name: str) -> str:
     """Colour of a method, however it is written; dark grey for one the course does not know."""
-    return METHOD_COLOURS.get(name.lower().replace("_", " ").removesuffix(" init").strip(), "#4A4A4A")
+    return METHOD_COLOURS.get(known_method(name), "#4A4A4A")
 
 
 def tint(colour: str, strength: float) -> tuple[float, float, float]:
