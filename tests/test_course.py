@@ -20,7 +20,7 @@ from mgca_lib.course.parameters import (
     declared_parameters,
 )
 from mgca_lib.course.sources import source_files
-from mgca_lib.course.summary import busy_seconds, course_table, summarise_seeds
+from mgca_lib.course.summary import RestrictedDataError, busy_seconds, course_table, publish_seeds, summarise_seeds
 
 NOTEBOOK = """\
 # %% [markdown]
