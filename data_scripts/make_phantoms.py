@@ -39,6 +39,14 @@ PROFILES: dict[str, dict[str, dict[str, int]]] = {
         "siim": {"train": 900},
         "object_cxr": {"train": 700, "dev": 300},
     },
+    "full_width": {  # as many pairs as demo; fewer films to test on, since each costs a large encoder's time
+        "mimic_cxr": {"train": 5200, "validate": 300, "test": 500},
+        "chexpert": {"train": 1200, "valid": 300},
+        "rsna": {"train": 500},
+        "covidx": {"train": 400, "test": 125},
+        "siim": {"train": 300},
+        "object_cxr": {"train": 300, "dev": 100},
+    },
 }
 """Profile -> dataset -> split as the dataset names it -> number of frontal images."""
 

@@ -1,7 +1,7 @@
-"""Settings: frozen dataclasses, three profiles, no other configuration layer.
+"""Settings: frozen dataclasses, four profiles, no other configuration layer.
 
-``smoke`` proves that every cell runs, ``demo`` trains something worth looking at on a laptop's CPU, ``paper`` is
-the published recipe. ``load_profile("demo", epochs=3)`` changes single settings; an unknown name raises.
+``smoke`` proves that every cell runs, ``demo`` trains something worth looking at on a laptop's CPU, ``full_width``
+trains encoders of the published size from scratch on phantoms, ``paper`` is the published recipe. ``load_profile("demo", epochs=3)`` changes single settings; an unknown name raises.
 """
 
 import math
@@ -336,6 +336,21 @@ PROFILES: dict[str, Config] = {
             checkpoint_steps=100,
         ),
     ),
+    "full_width": Config(
+        profile="full_width",
+        model=ModelConfig(text_model="", backbone_weights=False, text_vocabulary=1500),
+        alignment=AlignmentConfig(num_prototypes=64),  # 16 pairs cannot be spread over 500
+        training=TrainingConfig(
+            epochs=2,
+            batch_size=16,
+            learning_rate=2e-4,
+            warmup_fraction=0.2,
+            clip_norm=1.0,
+            workers=0,
+            keep_images=True,
+            checkpoint_steps=50,
+        ),
+    ),
     "paper": Config(profile="paper", model=ModelConfig(), alignment=AlignmentConfig(), training=TrainingConfig()),
 }
 
@@ -344,7 +359,7 @@ def load_profile(name: str, **settings: Any) -> Config:
     """Return a profile, with single settings changed.
 
     Args:
-        name: ``"smoke"``, ``"demo"`` or ``"paper"``.
+        name: Key of :data:`PROFILES`.
         **settings: Settings to change, by name.
 
     Raises:

@@ -185,7 +185,7 @@ def start_run(name: str, *, profile: str, seed: int, data_root: str = "", output
 
     Args:
         name: Name of the notebook, without suffix.
-        profile: ``"smoke"``, ``"demo"`` or ``"paper"``.
+        profile: Key of :data:`mgca_lib.config.PROFILES`.
         seed: Seeds Python, NumPy and torch; not negative.
         data_root: Holds ``raw/`` and ``prepared/``; empty: ``data/PROFILE`` of the project.
         output_dir: Empty: ``outputs/PROFILE/NAME`` of the project. Relative paths count from the project.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgca_lib.config import PROFILES
 from mgca_lib.course.execute import ExecutionError, execute, free_cores, parse_value, remove_results
 from mgca_lib.course.pairing import PairError, check_pair, pair, publish, read_source
 from mgca_lib.course.parameters import ParameterError, check_notebook
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="execute what is missing or out of date, then print the table")
-    run.add_argument("--profile", choices=("smoke", "demo", "paper"), default="demo")
+    run.add_argument("--profile", choices=PROFILES, default="demo")
     run.add_argument("--seed", type=int, default=42)
     run.add_argument("--seeds", type=int, nargs="+", default=[], help="repeat 03, 04 and 06 to 08 with these seeds")
     run.add_argument(
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--force", action="store_true", help="execute everything again")
 
     grid = commands.add_parser("grid", help="train and measure variants (mgca_lib/variants.py) over several seeds")
-    grid.add_argument("--profile", choices=("smoke", "demo", "paper"), default="demo")
+    grid.add_argument("--profile", choices=PROFILES, default="demo")
     grid.add_argument("--seed", type=int, default=42)
     grid.add_argument("--seeds", type=int, nargs="+", default=[], help="further seeds")
     grid.add_argument("--variants", nargs="+", default=[], help="default: the ablation and the token terms that ground")
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     one = commands.add_parser("execute", help="execute one notebook, whatever state the others are in")
     one.add_argument("notebook", type=Path, help="its .py file")
-    one.add_argument("--profile", choices=("smoke", "demo", "paper"), default="demo")
+    one.add_argument("--profile", choices=PROFILES, default="demo")
     one.add_argument("--seed", type=int, default=42)
     one.add_argument("--data-root", default="")
     one.add_argument("--output-dir", type=Path, help="default: outputs/PROFILE/NAME")
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a further parameter")
 
     table = commands.add_parser("table", help="print the table of the last run")
-    table.add_argument("--profile", choices=("smoke", "demo", "paper"), default="demo")
+    table.add_argument("--profile", choices=PROFILES, default="demo")
 
     over = commands.add_parser("summarise", help="means and intervals over seeds, into OUTPUTS/seeds.json")
     over.add_argument("--outputs", type=Path, required=True)
