@@ -58,8 +58,8 @@ lab: $(STAMP) ## open JupyterLab on the course (as root, in a container: LAB=--a
 pair: $(STAMP) ## rewrite notebooks/*.ipynb from notebooks/*.py, outputs kept
 	@$(COURSE) pair
 
-outputs: $(STAMP) ## put the outputs of the last demo run into notebooks/*.ipynb, and those of the grid into notebooks/grid
-	@$(COURSE) outputs
+outputs: $(STAMP) ## put the outputs of the last demo run and grid into notebooks/; PROFILE=full_width: into notebooks/full_width
+	@$(COURSE) outputs --profile $(PROFILE)
 
 clean: ## delete data and outputs of smoke and demo
 	@rm -rf data/smoke data/demo outputs/smoke outputs/demo

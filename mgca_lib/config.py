@@ -1,7 +1,8 @@
 """Settings: frozen dataclasses, four profiles, no other configuration layer.
 
 ``smoke`` proves that every cell runs, ``demo`` trains something worth looking at on a laptop's CPU, ``full_width``
-trains encoders of the published size from scratch on phantoms, ``paper`` is the published recipe. ``load_profile("demo", epochs=3)`` changes single settings; an unknown name raises.
+trains encoders of the published size from scratch on phantoms, ``paper`` is the published recipe.
+``load_profile("demo", epochs=3)`` changes single settings; an unknown name raises.
 """
 
 import math

@@ -434,7 +434,7 @@ class PretrainArguments:
 
     data: str = field(metadata={"help": "folder of a prepared dataset with reports"})
     out: str = field(metadata={"help": "folder for checkpoints and logs"})
-    profile: str = field(default="paper", metadata={"help": "smoke, demo, full_width or paper: defaults of all other settings"})
+    profile: str = field(default="paper", metadata={"help": "smoke, demo, full_width or paper; sets all others"})
     seed: int = field(default=42, metadata={"help": "decides initial weights, order, crops and dropout"})
     resume: bool = field(default=False, metadata={"help": "go on from OUT/last; a finished run is left as it is"})
 

@@ -174,7 +174,7 @@ def test_no_two_parts_share_a_name():
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("profile", ["smoke", "demo", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "demo", "full_width", "paper"])
 def test_round_trip_through_json(profile):
     config = load_profile(profile, epochs=4)
     again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
@@ -215,7 +215,14 @@ def test_paper_profile_is_the_published_recipe():
     assert (training.weight_decay, training.warmup_fraction, training.patience) == (0.05, 0.4, 5)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "demo"])
+def test_full_width_has_the_published_sizes():
+    ours, paper = load_profile("full_width").model, load_profile("paper").model
+    started_from_nothing = {"text_model", "backbone_weights", "text_vocabulary"}
+    differing = {item.name for item in fields(ours) if getattr(ours, item.name) != getattr(paper, item.name)}
+    assert differing == started_from_nothing
+
+
+@pytest.mark.parametrize("profile", ["smoke", "demo", "full_width"])
 def test_small_profiles_download_nothing(profile):
     model = load_profile(profile).model
     assert model.text_model == ""

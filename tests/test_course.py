@@ -11,7 +11,7 @@ import papermill
 import pytest
 
 from mgca_lib.course.execute import ExecutionError, execute, parse_value
-from mgca_lib.course.pairing import PairError, check_pair, clean_outputs, pair, publish, read_source
+from mgca_lib.course.pairing import PairError, check_pair, check_record, clean_outputs, pair, publish, read_source
 from mgca_lib.course.parameters import (
     ParameterError,
     check_given,
@@ -300,6 +300,24 @@ class TestPairs:
     def test_publish_needs_a_finished_run(self, published: Path) -> None:
         with pytest.raises(PairError, match="no finished run"):
             publish(published, published.parents[1] / "outputs/demo/04_other", published.parents[1])
+
+    def test_run_of_another_profile_is_a_record(self, published: Path, executed: Path) -> None:
+        source = published
+        source.write_text(NOTEBOOK.replace("Now the numbers", "Now the [numbers](04_other.ipynb)"))
+        folder = source.parents[1] / "outputs/demo/03_example"
+        content = json.loads((folder / "metrics.json").read_text())
+        content["provenance"]["profile"] = "full_width"
+        (folder / "metrics.json").write_text(json.dumps(content))
+        assert publish(source, folder, executed, profile="full_width")
+        record = source.parent / "full_width" / "03_example.ipynb"
+        assert check_record(record) == []
+        cells = nbformat.read(record, as_version=4).cells
+        assert ["given" in cell.metadata.get("tags", []) for cell in cells].index(True) == 2  # behind the defaults
+        assert "SEED = 7" in cells[2].source
+        assert "](../04_other.ipynb)" in "".join(cell.source for cell in cells)
+        assert cells[3].outputs[0].text == "seed 7 data/demo\n"
+        record.write_text(record.read_text().replace("seed 7", "seed 8"))
+        assert any("not those of the recorded run" in problem for problem in check_record(record))
 
     @pytest.mark.parametrize("text", ["print(1)\n", "# ---\n# jupytext_version: 1.19.6\n# ---\n# %%\n1\n"])
     def test_source_form(self, tmp_path: Path, text: str) -> None:

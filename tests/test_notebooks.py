@@ -10,16 +10,18 @@ import os
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
-from mgca_lib.course.pairing import check_pair, read_source
+from mgca_lib.course.pairing import check_pair, check_record, read_source
 from mgca_lib.course.parameters import check_notebook
 from mgca_lib.course.summary import busy_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+RECORDS = sorted((ROOT / "notebooks").glob("*/[0-9][0-9]_*.ipynb"))
 SMOKE = ROOT / "outputs" / "smoke"
 SMOKE_SECONDS = 300
 CELL_LINES = 25
@@ -114,6 +116,14 @@ def test_parameters(source: Path) -> None:
 @each_notebook
 def test_pair(source: Path) -> None:
     assert check_pair(source) == []
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_runs_of_other_profiles(record: Path) -> None:
+    assert check_record(record) == []
+    text = "\n".join(cell.source for cell in nbformat.read(record, as_version=4).cells if cell.cell_type == "markdown")
+    targets = re.findall(r"\]\((?!https?:|#|mailto:|attachment:)([^)#\s]+)", text)
+    assert [link for link in targets if not (record.parent / link).exists()] == []
 
 
 @each_notebook

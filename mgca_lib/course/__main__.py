@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mgca_lib.config import PROFILES
 from mgca_lib.course.execute import ExecutionError, execute, free_cores, parse_value, remove_results
-from mgca_lib.course.pairing import PairError, check_pair, pair, publish, read_source
+from mgca_lib.course.pairing import PairError, check_pair, check_record, pair, publish, read_source
 from mgca_lib.course.parameters import ParameterError, check_notebook
 from mgca_lib.course.summary import (
     METRICS_FILE,
@@ -65,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     over.add_argument("--seeds", type=int, nargs="+", required=True, help="the further seeds")
 
     commands.add_parser("pair", help="rewrite the .ipynb files from the .py files, outputs kept")
-    commands.add_parser("outputs", help="put the outputs of the last demo run into the .ipynb files")
+    outputs = commands.add_parser("outputs", help="put the outputs of the last demo run into the .ipynb files")
+    outputs.add_argument(
+        "--profile", choices=PROFILES, default="demo", help="another: its finished notebooks, into notebooks/PROFILE"
+    )
     commands.add_parser("check", help="check all pairs, as the tests do")
     commands.add_parser("clean", help="delete data and outputs of smoke and demo")
 
@@ -176,9 +179,12 @@ def _pair(options: argparse.Namespace, root: Path) -> int:
 def _outputs(options: argparse.Namespace, root: Path) -> int:
     from mgca_lib.grid_results import publish_grid  # brings in pandas, which all other commands do without
 
-    for source in notebooks(root):
-        changed = publish(source, root / "outputs" / "demo" / source.stem, root)
+    runs, whole = root / "outputs" / options.profile, options.profile == "demo"
+    for source in [one for one in notebooks(root) if whole or (runs / one.stem / METRICS_FILE).is_file()]:
+        changed = publish(source, runs / source.stem, root, profile=options.profile)
         print(f"{source.stem}: {'new outputs' if changed else 'unchanged'}")
+    if not whole:
+        return 0
     changed = publish_seeds(root / "outputs" / "demo", root / "notebooks" / SEEDS_FILE)
     print(f"numbers over seeds: {'new' if changed else 'unchanged'}")
     print(f"results of the grid: {'new' if publish_grid(root) else 'unchanged'}")
@@ -187,6 +193,8 @@ def _outputs(options: argparse.Namespace, root: Path) -> int:
 
 def _check(options: argparse.Namespace, root: Path) -> int:
     problems = [f"{source.stem}: {problem}" for source in notebooks(root) for problem in check_pair(source)]
+    records = sorted((root / "notebooks").glob("*/[0-9][0-9]_*.ipynb"))
+    problems += [f"{path.parent.name}/{path.stem}: {problem}" for path in records for problem in check_record(path)]
     print("\n".join(problems) or "all pairs are in step")
     return 1 if problems else 0
 

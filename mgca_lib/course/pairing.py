@@ -3,6 +3,10 @@
 The ``.py`` file (percent format) is the truth. The ``.ipynb`` holds the same cells with the outputs of a ``demo``
 run, and under ``metadata.mgca`` where they come from: the run's provenance, and a digest of code and outputs. Who
 edits code, or commits outputs of a run of their own, breaks the digest, and the pair gate says so.
+
+A run of another profile that is worth showing lies beside the pairs as ``PROFILE/NN_name.ipynb``, with the
+parameters it was given. It is a record: what it ran is in the file, and it is not brought into step when a ``.py``
+changes.
 """
 
 import hashlib
@@ -76,27 +80,38 @@ def pair(source: Path) -> bool:
     return _write(notebook, target)
 
 
-def publish(source: Path, output_dir: Path, root: Path) -> bool:
-    """Copy the outputs of an executed notebook into the ``.ipynb`` beside its ``.py``, cleaned.
+def published_path(source: Path, profile: str) -> Path:
+    """Return where the executed notebook of a profile is kept: at ``demo`` beside its ``.py``.
+
+    >>> published_path(Path("notebooks/06_pretraining.py"), "full_width").as_posix()
+    'notebooks/full_width/06_pretraining.ipynb'
+    """
+    target = source.with_suffix(".ipynb")
+    return target if profile == OUTPUT_PROFILE else target.parent / profile / target.name
+
+
+def publish(source: Path, output_dir: Path, root: Path, *, profile: str = OUTPUT_PROFILE) -> bool:
+    """Copy the outputs of an executed notebook to :func:`published_path`, cleaned.
 
     Args:
         source: The ``.py`` file.
         output_dir: Folder with the executed notebook and its ``metrics.json``.
         root: The project's folder; its path is taken out of the outputs.
+        profile: Of the run.
 
     Returns:
         Whether the file changed.
 
     Raises:
         PairError: the run is missing, failed, was made from other code, from restricted data or with another
-            profile than ``demo``, or its outputs name a folder of this computer.
+            profile, or its outputs name a folder of this computer.
     """
     executed, metrics = output_dir / f"{source.stem}.ipynb", output_dir / "metrics.json"
     if not (executed.is_file() and metrics.is_file()):
         raise PairError(f"{source.name}: no finished run in {output_dir}; run `make course` first")
     provenance = json.loads(metrics.read_text(encoding="utf-8"))["provenance"]
-    if provenance.get("profile") != OUTPUT_PROFILE:
-        raise PairError(f"{source.name}: the run has profile {provenance.get('profile')!r}, not {OUTPUT_PROFILE!r}")
+    if provenance.get("profile") != profile:
+        raise PairError(f"{source.name}: the run has profile {provenance.get('profile')!r}, not {profile!r}")
     if restricted := restricted_data(provenance):
         raise PairError(
             f"{source.name}: the run used restricted data ({', '.join(restricted)}), whose outputs stay here"
@@ -108,12 +123,17 @@ def publish(source: Path, output_dir: Path, root: Path) -> bool:
         _key(cell) for cell in notebook.cells if cell.cell_type == "code"
     ]:
         raise PairError(f"{source.name}: its code changed since the run; run `make course` again")
+    if profile != OUTPUT_PROFILE:
+        cells = _show_parameters(notebook, run)
+        _move_links(notebook)
     outputs = iter(clean_outputs(cell.outputs, root) for cell in cells if cell.cell_type == "code")
     _set_outputs(notebook, [next(outputs) if cell.cell_type == "code" else [] for cell in notebook.cells])
     notebook.metadata["mgca"] = {"digest": digest(notebook), "provenance": provenance}
-    if problems := _content_problems(notebook):
+    if problems := _content_problems(notebook, profile):
         raise PairError(f"{source.name}: {problems[0]}")
-    return _write(notebook, source.with_suffix(".ipynb"))
+    target = published_path(source, profile)
+    target.parent.mkdir(exist_ok=True)
+    return _write(notebook, target)
 
 
 def clean_outputs(outputs: list[NotebookNode], root: Path) -> list[NotebookNode]:
@@ -167,10 +187,15 @@ def check_pair(source: Path) -> list[str]:
     extra = {name: value for name, value in found.metadata.items() if name != "mgca"}
     if extra != _METADATA:
         problems.append(f"metadata {sorted(extra)} differ from the standard; run `make pair`")
-    return problems + _content_problems(found)
+    return problems + _content_problems(found, OUTPUT_PROFILE)
 
 
-def _content_problems(notebook: NotebookNode) -> list[str]:
+def check_record(path: Path) -> list[str]:
+    """Return what is wrong with the committed run of another profile, ``PROFILE/NN_name.ipynb``, one line each."""
+    return _content_problems(nbformat.read(path, as_version=4), path.parent.name)
+
+
+def _content_problems(notebook: NotebookNode, profile: str) -> list[str]:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     outputs = [output for cell in code for output in cell.outputs]
     record = notebook.metadata.get("mgca", {})
@@ -183,8 +208,8 @@ def _content_problems(notebook: NotebookNode) -> list[str]:
             "code or outputs are not those of the recorded run; run `make course` and `make outputs`, and commit no "
             "outputs of other runs: they may hold restricted data"
         )
-    if provenance and provenance.get("profile") != OUTPUT_PROFILE:
-        problems.append(f"outputs of profile {provenance.get('profile')!r}, not {OUTPUT_PROFILE!r}")
+    if provenance and provenance.get("profile") != profile:
+        problems.append(f"outputs of profile {provenance.get('profile')!r}, not {profile!r}")
     if provenance and "data" not in provenance:
         problems.append("the provenance does not say which data were used")
     problems += [f"outputs made from restricted data: {name}" for name in restricted_data(provenance)]
@@ -203,6 +228,23 @@ def _texts(output: NotebookNode) -> Any:
 def _own_cells(notebook: NotebookNode) -> list[NotebookNode]:
     added = {"injected-parameters", "papermill-error-cell-tag"}
     return [cell for cell in notebook.cells if not added & set(cell.metadata.get("tags", []))]
+
+
+def _show_parameters(notebook: NotebookNode, run: NotebookNode) -> list[NotebookNode]:
+    """Put the cell with the parameters that a run was given into a notebook; returns the run's cells with it."""
+    shown = [cell for cell in run.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
+    for place, cell in enumerate(shown):
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            copy = nbformat.v4.new_code_cell(source=cell.source, id="parameters", metadata={"tags": ["given"]})
+            notebook.cells.insert(place, copy)
+    return shown
+
+
+def _move_links(notebook: NotebookNode) -> None:
+    """Let the relative links of the prose start one folder further down."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((?!https?:|#|mailto:|attachment:)", "](../", cell.source)
 
 
 def _key(cell: NotebookNode) -> str:
