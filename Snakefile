@@ -11,7 +11,7 @@ PYTHON = sys.executable
 PROFILE = config.get("profile", "demo")
 SEED = int(config.get("seed", 42))
 MORE_SEEDS = [int(seed) for seed in config.get("seeds", [])]
-VARIANTS_WANTED = config.get("variants", ["ita", "ita+cta", "ita+cpa", "all", "cta_grounded", "gloria"])
+VARIANTS_WANTED = config.get("variants", ["ita", "ita+cta", "ita+cpa", "all", "cta_grounded", "cta_grounded-stride-8", "gloria"])
 DATA_ROOT = config.get("data_root", f"data/{PROFILE}")
 OUTPUTS = f"outputs/{PROFILE}"
 
@@ -106,7 +106,8 @@ rule cell:
     input:
         notebook="notebooks/grid/one_cell.py",
         sources=lambda wildcards: source_files(Path("notebooks/grid/one_cell.py"), Path()),
-        data=f"{OUTPUTS}/01_data_preparation/metrics.json",
+        # 13 prepares the films of patients whose boxes a cell points at.
+        data=[f"{OUTPUTS}/{name}/metrics.json" for name in ("01_data_preparation", "13_phantoms_to_patients")],
     output:
         OUTPUTS + "/grid/{variant}/seed-{cell_seed}/metrics.json",
     log:

@@ -8,6 +8,7 @@ trains encoders of the published size from scratch on phantoms, ``paper`` is the
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 Upstream = Literal["", "vit", "resnet"]
@@ -47,8 +48,8 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# May be missing in older checkpoints: the defaults are what was done.
-_LATER = {"chunk_size", "stem_width"}
+LATER: Mapping[str, Any] = MappingProxyType({"chunk_size": 0, "stem_width": 0, "local_stride": 16})
+"""Settings that older checkpoints and runs do not name, with what was done then."""
 
 _KINDS = {
     bool: ("True or False", lambda value: isinstance(value, bool)),
@@ -74,6 +75,10 @@ class ModelConfig:
     backbone_weights: bool = _setting(True, "start the image encoder from timm's ImageNet weights (needs the hub)")
     backbone_channels: list[int] = _setting([], "channels per stage, for timm ResNets only; empty: as published")
     stem_width: int = _setting(0, "channels of the stem's first layers, for timm ResNets only; 0: as published")
+    local_stride: int = _setting(
+        16,
+        "stride of the CNN stage that patches come from; 8: four times as many, and each sees less; 16: as published",
+    )
     stored_size: int = _setting(256, "side of the padded square image before cropping, pixels")
     image_size: int = _setting(224, "side of the crop that the encoder sees, pixels")
     upsample_to: int = _setting(0, "resize the crop to this side inside the encoder (upstream ResNet-50: 299); 0: off")
@@ -100,6 +105,7 @@ class ModelConfig:
         _require(self, "upsample_to", self.upsample_to >= 0, "must not be negative")
         _require(self, "backbone_channels", all(width >= 1 for width in self.backbone_channels), "must be positive")
         _require(self, "stem_width", self.stem_width == 0 or self.stem_width >= 4, "must be 0 or at least 4")
+        _require(self, "local_stride", self.local_stride >= 2, "must be at least 2")
         _require(self, "text_width", self.text_width % self.text_heads == 0, "must be a multiple of text_heads")
         _require(self, "text_vocabulary", self.text_vocabulary >= 6, "must be at least 6: five are special")
         _require(self, "max_pieces", self.max_pieces >= 3, "must be at least 3: [CLS], one piece, [SEP]")
@@ -258,7 +264,7 @@ class Config:
         parts = {"model": ModelConfig, "alignment": AlignmentConfig, "training": TrainingConfig}
         for name, part in parts.items():
             known, given = {item.name for item in fields(part)}, set(content[name])
-            for setting in sorted(known - given - _LATER):
+            for setting in sorted(known - given - set(LATER)):
                 raise ConfigError(f"configuration: setting {name}.{setting} is missing")
             for setting in sorted(given - known):
                 raise ConfigError(f"configuration: setting {name}.{setting} is unknown")

@@ -50,9 +50,9 @@ class ImageEncoder(nn.Module):
 
     A ViT gives its class token as ``pooled`` and its patch tokens as ``local``; the weight of a patch is the
     head-averaged attention that the class token pays to it in the last block. A CNN gives its average-pooled last
-    stage and the cells of its stride-16 stage, with equal weights. Differs from upstream: the attention row is
-    recomputed without gradient from the last block's input, so that every block keeps its fused attention (on a GPU;
-    a CPU is faster without).
+    stage and the cells of an earlier one (stride 16 as upstream, unless asked otherwise), with equal weights. Differs
+    from upstream: the attention row is recomputed without gradient from the last block's input, so that every block
+    keeps its fused attention (on a GPU; a CPU is faster without).
 
     Args:
         backbone: timm model name.
@@ -60,6 +60,7 @@ class ImageEncoder(nn.Module):
         image_size: Side of the input, pixels (sets a ViT's position grid).
         channels: Channels per stage, for timm ResNets only; empty: as published.
         stem_width: Channels of the stem's first layers, for timm ResNets only; 0: as published.
+        local_stride: Stride of the CNN stage that ``local`` comes from.
         upsample_to: Resize the input to this side first (upstream's ResNet-50 uses 299); 0: off.
 
     Attributes:
@@ -67,7 +68,7 @@ class ImageEncoder(nn.Module):
         local_dim: Width of ``local``.
 
     Raises:
-        EncoderError: timm does not know the backbone, its weights cannot be had, it has no stride-16 stage, or it is
+        EncoderError: timm does not know the backbone, its weights cannot be had, it has no stage of that stride, or it is
             a transformer with a class token and unusual attention (BEiT, EVA).
 
     >>> encoder = ImageEncoder("test_resnet", pretrained=False, image_size=64)
@@ -83,6 +84,7 @@ class ImageEncoder(nn.Module):
         image_size: int,
         channels: tuple[int, ...] = (),
         stem_width: int = 0,
+        local_stride: int = 16,
         upsample_to: int = 0,
     ) -> None:
         super().__init__()
@@ -95,6 +97,10 @@ class ImageEncoder(nn.Module):
                     f"backbone {backbone!r}: its attention is not a plain ViT's, so its patches cannot be weighted; "
                     "use another, such as vit_* or deit_*"
                 )
+            if local_stride != 16:
+                raise EncoderError(
+                    f"local_stride = {local_stride}: backbone {backbone!r} has no stages to choose from; leave it at 16"
+                )
             self.stage = -1
             self.local_dim = self.trunk.num_features
             if not torch.cuda.is_available():
@@ -103,10 +109,13 @@ class ImageEncoder(nn.Module):
                     block.attn.fused_attn = False
         else:
             stages = [info["reduction"] for info in self.trunk.feature_info]
-            if 16 not in stages:
-                raise EncoderError(f"backbone {backbone!r}: has no stage of stride 16 to take patches from")
-            # The last such stage: every block of a ViT without class token has this stride.
-            self.stage = len(stages) - 1 - stages[::-1].index(16)
+            if local_stride not in stages:
+                raise EncoderError(
+                    f"backbone {backbone!r}: has no stage of stride {local_stride} to take patches from "
+                    f"(local_stride); it has {', '.join(map(str, sorted(set(stages))))}"
+                )
+            # The last such stage: every block of a ViT without class token has the same stride.
+            self.stage = len(stages) - 1 - stages[::-1].index(local_stride)
             self.local_dim = self.trunk.feature_info[self.stage]["num_chs"]
             # timm trains fastest on channels-last memory, measured on CPU (1.3x) and usual on GPU.
             self.trunk.to(memory_format=torch.channels_last)
@@ -289,6 +298,7 @@ def build_image_encoder(config: ModelConfig) -> ImageEncoder:
         image_size=config.image_size,
         channels=tuple(config.backbone_channels),
         stem_width=config.stem_width,
+        local_stride=config.local_stride,
         upsample_to=config.upsample_to,
     )
 

@@ -32,7 +32,7 @@ from mgca_lib.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from mgca_lib.config import Config
+from mgca_lib.config import LATER, Config
 from mgca_lib.data.studies import Studies
 from mgca_lib.model import MGCA
 from mgca_lib.run import package_versions
@@ -271,7 +271,7 @@ def _flat_settings(settings: Any) -> dict[str, Any]:
     """Settings by name, without those of how a run is computed; empty if these are no settings."""
     parts = settings.values() if isinstance(settings, dict) else ()
     flat = {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
-    return {name: value for name, value in flat.items() if name not in _HOW}
+    return {name: value for name, value in (flat and LATER | flat).items() if name not in _HOW}
 
 
 def _batch_size(out: Path, identity: Mapping[str, Any], stored: Mapping[str, Any], *, finished: bool) -> int:
