@@ -64,12 +64,13 @@ class ImageEncoder(nn.Module):
         upsample_to: Resize the input to this side first (upstream's ResNet-50 uses 299); 0: off.
 
     Attributes:
+        backbone: As given.
         feature_dim: Width of ``pooled``.
         local_dim: Width of ``local``.
 
     Raises:
-        EncoderError: timm does not know the backbone, its weights cannot be had, it has no stage of that stride, or it is
-            a transformer with a class token and unusual attention (BEiT, EVA).
+        EncoderError: timm does not know the backbone, its weights cannot be had, it has no stage of that stride, or it
+            is a transformer with a class token and unusual attention (BEiT, EVA).
 
     >>> encoder = ImageEncoder("test_resnet", pretrained=False, image_size=64)
     >>> encoder(torch.zeros(2, 1, 64, 64)).local.shape
@@ -88,6 +89,7 @@ class ImageEncoder(nn.Module):
         upsample_to: int = 0,
     ) -> None:
         super().__init__()
+        self.backbone = backbone
         self.upsample_to = upsample_to
         self.trunk = _build_trunk(backbone, pretrained, upsample_to or image_size, tuple(channels), stem_width)
         self.is_vit = getattr(self.trunk, "cls_token", None) is not None
@@ -97,29 +99,36 @@ class ImageEncoder(nn.Module):
                     f"backbone {backbone!r}: its attention is not a plain ViT's, so its patches cannot be weighted; "
                     "use another, such as vit_* or deit_*"
                 )
-            if local_stride != 16:
-                raise EncoderError(
-                    f"local_stride = {local_stride}: backbone {backbone!r} has no stages to choose from; leave it at 16"
-                )
-            self.stage = -1
-            self.local_dim = self.trunk.num_features
             if not torch.cuda.is_available():
                 # On a CPU the gradient of torch's fused attention is the slower one: a step of ViT-B takes 12 % longer.
                 for block in self.trunk.blocks:
                     block.attn.fused_attn = False
         else:
-            stages = [info["reduction"] for info in self.trunk.feature_info]
-            if local_stride not in stages:
-                raise EncoderError(
-                    f"backbone {backbone!r}: has no stage of stride {local_stride} to take patches from "
-                    f"(local_stride); it has {', '.join(map(str, sorted(set(stages))))}"
-                )
-            # The last such stage: every block of a ViT without class token has the same stride.
-            self.stage = len(stages) - 1 - stages[::-1].index(local_stride)
-            self.local_dim = self.trunk.feature_info[self.stage]["num_chs"]
             # timm trains fastest on channels-last memory, measured on CPU (1.3x) and usual on GPU.
             self.trunk.to(memory_format=torch.channels_last)
+        self.set_local_stride(local_stride)
         self.feature_dim = self.trunk.head_hidden_size
+
+    def set_local_stride(self, stride: int) -> None:
+        """Take the patches from the CNN stage of this stride; a ViT has no stages and accepts 16 alone.
+
+        Raises:
+            EncoderError: there is no such stage.
+        """
+        if self.is_vit:
+            if stride != 16:
+                raise EncoderError(f"local_stride = {stride}: backbone {self.backbone!r} has one stage; leave it at 16")
+            self.stage, self.local_dim = -1, self.trunk.num_features
+            return
+        stages = [info["reduction"] for info in self.trunk.feature_info]
+        if stride not in stages:
+            raise EncoderError(
+                f"local_stride = {stride}: backbone {self.backbone!r} has no stage of that stride for patches; it has "
+                f"{', '.join(map(str, sorted(set(stages))))}"
+            )
+        # The last such stage: every block of a ViT without class token has the same stride.
+        self.stage = len(stages) - 1 - stages[::-1].index(stride)
+        self.local_dim = self.trunk.feature_info[self.stage]["num_chs"]
 
     def forward(self, images: Tensor) -> Tokens:
         """Encode ``(B, 1 or 3, S, S)`` float images in [-1, 1] to unprojected tokens."""

@@ -159,9 +159,9 @@ run.show(
 # whether it worked; 12 looks at the published code, 13 at real films; 14 and 15 compare trainings with and without each
 # term.
 #
-# ## 4. Three profiles
+# ## 4. Profiles
 #
-# The same notebooks run at three sizes. The table is read from the settings themselves.
+# The same notebooks run at several sizes. The table is read from the settings themselves.
 
 # %%
 import pandas as pd
@@ -181,6 +181,9 @@ pd.DataFrame(rows).T
 # - **`smoke`** proves that every cell runs, in seconds. Its numbers mean nothing.
 # - **`demo`** is the default: small encoders, trained from scratch on a laptop, no download, no GPU. Its
 #   numbers mean something *about phantoms*.
+# - **`full_width`** is for whoever wants to see the published *sizes* without a data licence: ViT-B/16 and six text
+#   layers, from scratch, on phantoms. An hour or more on a CPU, so it is not run by default; the
+#   [executed notebooks](full_width/) show one run.
 # - **`paper`** is the published recipe: ViT-B/16 or ResNet-50, and the first six layers of Bio_ClinicalBERT, on
 #   MIMIC-CXR. The authors report about a day on two RTX 3090. It needs the data (section 6), GPUs, and the
 #   published starting weights.

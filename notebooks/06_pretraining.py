@@ -21,8 +21,8 @@
 #
 # - **First read** [03 Instance alignment](03_instance_alignment.ipynb), [04 Token alignment](04_token_alignment.ipynb)
 #   and [05 Prototype alignment](05_prototype_alignment.ipynb).
-# - **Time** `smoke` under half a minute, `demo` some minutes on two CPU cores, `paper` about a day on two
-#   RTX 3090 as published.
+# - **Time** `smoke` under half a minute, `demo` some minutes on two CPU cores, `full_width` most of an hour there, `paper`
+#   about a day on two RTX 3090 as published.
 # - **Data** the phantom studies that notebook 01 prepared; with `paper`, MIMIC-CXR-JPG and its reports.
 # - **Departures from upstream** contrast over all processes, padding kept out of BatchNorm and out of every
 #   softmax, MIMIC's test split kept out of model selection, bf16 where the device is fast in it.
@@ -151,8 +151,8 @@ if model is not None:
 # updated after every step; prototypes that stand still for the first epoch; early stopping when the validation loss
 # no longer falls.
 #
-# The next cell prints the three profiles from the settings themselves. Before you run it: `paper` starts both encoders
-# from trained weights, `smoke` and `demo` start from nothing. Which of them needs the larger learning rate?
+# The next cell prints the profiles from the settings themselves. Before you run it: `paper` starts both encoders
+# from trained weights, the others start from nothing. Which of them needs the larger learning rate?
 
 # %%
 import pandas as pd
@@ -315,9 +315,12 @@ assert abs(again["total"] - best["valid/total"]) < 0.05, "the checkpoint is not 
 # ```
 
 # %% [markdown]
-# No licence yet? The same path runs on phantoms at full width: `python -m data_scripts.make_phantoms` writes as many
-# studies as you like in MIMIC's own layout, and `--text_model "" --backbone_weights False` starts both encoders
-# from scratch.
+# No licence yet? The same path runs on phantoms at full width: profile `full_width` trains a ViT-B/16 at 224 pixels and six
+# BERT layers from scratch. [This notebook at that profile](full_width/06_pretraining.ipynb) was executed on a CPU, with a
+# tenth of the pairs that a GPU would be given and two passes over them: it shows that everything fits together at the
+# published size, and not how good such a model becomes. On a GPU, `python -m data_scripts.make_phantoms --counts
+# mimic_cxr=55000` writes as many studies as you like in MIMIC's own layout, and `--profile full_width --epochs 50 --batch_size
+# 144 --num_prototypes 500` trains on them.
 #
 # ### How long will it take?
 #

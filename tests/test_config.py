@@ -8,6 +8,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from mgca_lib.config import (
+    LATER,
     PROFILES,
     TOKEN_SWITCHES,
     AlignmentConfig,
@@ -34,6 +35,8 @@ BAD_VALUES = [
     ("stem_width", 16.5),
     ("stem_width", 3),
     ("stem_width", -4),
+    ("local_stride", 1),
+    ("local_stride", 8.5),
     ("text_layers", 0),
     ("text_width", 0),
     ("text_width", 191),  # prime
@@ -193,8 +196,9 @@ def test_from_dict_refuses_what_to_dict_did_not_write():
     rest = {key: value for key, value in content["model"].items() if key != "hidden_dim"}
     with pytest.raises(ConfigError, match="model.hidden_dim is missing"):
         Config.from_dict({**content, "model": rest})
-    older = {key: value for key, value in content["training"].items() if key != "chunk_size"}
-    assert Config.from_dict({**content, "training": older}) == load_profile("smoke")
+    older = {part: {k: v for k, v in content[part].items() if k not in LATER} for part in ("model", "training")}
+    assert set(LATER) == {key for part in older for key in set(content[part]) - set(older[part])}
+    assert Config.from_dict({**content, **older}) == load_profile("smoke", **LATER)
     with pytest.raises(ConfigError, match="epochs = 0"):
         Config.from_dict({**content, "training": {**content["training"], "epochs": 0}})
 

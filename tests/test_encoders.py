@@ -80,6 +80,31 @@ def test_channels_of_a_resnet():
             ImageEncoder("test_vit", **other, **settings)
 
 
+def test_patches_of_another_stage():
+    """The cells of the stage that was asked for, whatever is pooled."""
+    settings = {"channels": (8, 16, 24, 40), "pretrained": False, "image_size": 64}
+    torch.manual_seed(0)
+    fine = ImageEncoder("resnet10t", local_stride=8, **settings).eval()
+    torch.manual_seed(0)
+    coarse = ImageEncoder("resnet10t", **settings).eval()
+    assert (fine.local_dim, coarse.local_dim) == (16, 24)
+    with torch.no_grad():
+        tokens = fine(images())
+        assert torch.equal(tokens.pooled, coarse(images()).pooled)
+        stage = fine.trunk.layer2(fine.trunk.layer1(fine.trunk.maxpool(stem(fine.trunk, images()))))
+    assert tokens.local.shape == (2, 64, 16)
+    torch.testing.assert_close(tokens.local[1, 13], stage[1, :, 1, 5])
+    torch.testing.assert_close(tokens.weight, torch.full((2, 64), 1 / 64))
+    with pytest.raises(EncoderError, match=r"local_stride = 6: backbone 'resnet10t' .* it has 2, 4, 8, 16, 32"):
+        ImageEncoder("resnet10t", local_stride=6, **settings)
+    with pytest.raises(EncoderError, match=r"local_stride = 8: backbone 'test_vit' has one stage"):
+        ImageEncoder("test_vit", pretrained=False, image_size=64, local_stride=8)
+
+
+def stem(trunk: torch.nn.Module, films: torch.Tensor) -> torch.Tensor:
+    return trunk.act1(trunk.bn1(trunk.conv1(films.expand(-1, 3, -1, -1))))
+
+
 def test_the_hook_leaves_with_the_forward_pass():
     model = encoder("test_vit")
     before = copy.deepcopy(model.trunk.blocks[-1].attn._forward_pre_hooks)

@@ -5,7 +5,8 @@ import torch
 from helpers import tiny_batch, tiny_config, tiny_studies, tiny_tokenizer
 
 from mgca_lib.alignment.pairwise import grounded_alignment_loss
-from mgca_lib.evaluation.local_heads import local_features, train_local_heads
+from mgca_lib.encoders import EncoderError
+from mgca_lib.evaluation.local_heads import LocalFeatures, local_features, train_local_heads, with_local_stride
 from mgca_lib.model import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,6 +38,30 @@ def test_features_are_those_of_the_encoders_in_eval_mode(setting):
     assert keep.sum(dim=1).tolist() == [len(features.words[5]), len(features.words[2])]
     assert torch.equal(words[1][keep[1]], features.words[2])
     assert not words[~keep].any()
+
+
+def test_patches_of_another_stage(setting):
+    """Twice as many a side, the same trunk and pooled vectors, a new head; the model itself is as it was."""
+    model, studies, features = setting
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    finer = with_local_stride(model, 8)
+    assert (finer.config.model.local_stride, model.config.model.local_stride) == (8, 16)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    own = finer.state_dict()
+    assert all(torch.equal(own[name], before[name]) for name in before if not name.startswith("image_local."))
+    patches = local_features(finer, tiny_tokenizer(studies), studies.split("train")).patches
+    assert patches.shape[:2] == (24, 4 * features.patches.shape[1])
+    trained = train_local_heads(
+        finer, LocalFeatures(patches, features.words), token_form="cta_grounded", epochs=1, batch_size=8
+    )
+    images = tiny_batch(studies.split("train"), list(range(24))).images
+    with torch.inference_mode():
+        model.eval()
+        assert torch.equal(trained.model.image_encoder(images).pooled, model.image_encoder(images).pooled)
+        assert trained.model.encode_image(images).local.shape[:2] == patches.shape[:2]
+    model.train()
+    with pytest.raises(EncoderError, match="local_stride = 7"):
+        with_local_stride(model, 7)
 
 
 @pytest.mark.parametrize("token_form", ["cta", "cta_grounded", "gloria"])

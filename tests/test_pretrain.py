@@ -1,8 +1,10 @@
 """The training loop: it learns, repeats itself, survives kill -9 bit for bit, and says what is wrong."""
 
+import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mgca_lib import checkpoint
 from mgca_lib import pretrain as module
 from mgca_lib.checkpoint import load_checkpoint
-from mgca_lib.config import TrainingConfig
+from mgca_lib.config import LATER, TrainingConfig
 from mgca_lib.data.pairs import EpochBatches, PairImages, report_texts
 from mgca_lib.data.studies import DatasetError, write_studies
 from mgca_lib.data.tokenization import train_tokenizer
@@ -401,6 +403,20 @@ def test_a_finished_run_is_returned_untouched(small, undisturbed):
     assert not again.trained
     assert replace(again, trained=True) == undisturbed
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in out.rglob("*")} == before
+
+
+def test_a_run_from_before_a_setting_existed_is_the_same_run(small, undisturbed, tmp_path):
+    """Settings that came later had no say in it, so their defaults are taken; any other value is another run."""
+    out = tmp_path / "older"
+    shutil.copytree(undisturbed.last.parent, out)
+    content = json.loads((out / "finished.json").read_text())
+    for part in ("model", "training"):
+        settings = content["identity"]["settings"][part]
+        content["identity"]["settings"][part] = {key: value for key, value in settings.items() if key not in LATER}
+    (out / "finished.json").write_text(json.dumps(content))
+    assert not pretrain(tiny_config(), small, out, seed=3, resume=True).trained
+    with pytest.raises(PretrainError, match=r"other settings; .* \(local_stride: 16, now 8\)"):
+        pretrain(tiny_config(local_stride=8), small, out, seed=3, resume=True)
 
 
 def test_another_run_s_folder_is_refused(small, studies, undisturbed, tmp_path):

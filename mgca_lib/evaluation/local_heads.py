@@ -19,6 +19,7 @@ from mgca_lib.alignment.token import TokenAlignment
 from mgca_lib.data.pairs import PairImages
 from mgca_lib.data.studies import Studies
 from mgca_lib.data.transforms import ImageTransform
+from mgca_lib.encoders import LocalProjection
 from mgca_lib.evaluation.features import encoder_device, frozen, pair_batches
 from mgca_lib.model import MGCA
 
@@ -81,6 +82,28 @@ def local_features(
             words += [own[keep].cpu() for own, keep in zip(report.local, report.keep, strict=True)]
     # Clones, since tensors made in inference mode may not take part in training.
     return LocalFeatures(torch.cat(patches).clone(), tuple(own.clone() for own in words))
+
+
+def with_local_stride(model: MGCA, stride: int) -> MGCA:
+    """Return a copy of a model whose patches come from another stage of its CNN.
+
+    The trunk, and with it all that is pooled, stays as it was trained. The head of the patches is new, since another
+    stage has another width, and untrained: :func:`train_local_heads` trains it.
+
+    Args:
+        model: A model with a CNN as image encoder; it is not changed.
+        stride: Stride of the stage, as in ``ModelConfig.local_stride``.
+
+    Raises:
+        EncoderError: the image encoder has no such stage, or no stages at all.
+    """
+    changed = copy.deepcopy(model)
+    changed.config = model.config.override(local_stride=stride)
+    changed.image_encoder.set_local_stride(stride)
+    settings = changed.config.model
+    head = LocalProjection(changed.image_encoder.local_dim, hidden=settings.hidden_dim, joint=settings.joint_dim)
+    changed.image_local = head.to(encoder_device(model))
+    return changed
 
 
 def train_local_heads(
