@@ -11,7 +11,7 @@ PYTHON = sys.executable
 PROFILE = config.get("profile", "demo")
 SEED = int(config.get("seed", 42))
 MORE_SEEDS = [int(seed) for seed in config.get("seeds", [])]
-VARIANTS_WANTED = config.get("variants", ["ita", "ita+cta", "ita+cpa", "all", "cta_grounded", "cta_grounded-stride-8", "gloria"])
+VARIANTS_WANTED = config.get("variants", ["ita", "ita+cta", "ita+cpa", "all", "cta_grounded", "gloria"])
 DATA_ROOT = config.get("data_root", f"data/{PROFILE}")
 OUTPUTS = f"outputs/{PROFILE}"
 

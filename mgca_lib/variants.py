@@ -47,12 +47,6 @@ _ALL = (
         {"token_form": "cta_grounded"},
         "The token term contrasts the pairs of the batch instead of the words of one report.",
     ),
-    Variant(
-        "cta_grounded-stride-8",
-        "grounding",
-        {"token_form": "cta_grounded", "local_stride": 8},
-        "The same, with patches from the stage before: four times as many, and each sees less of the film.",
-    ),
     Variant("gloria", "grounding", {"token_form": "gloria"}, "The token term is GLoRIA's local loss."),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),
