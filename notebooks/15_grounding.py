@@ -590,7 +590,8 @@ print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 #
 # **Not shown.** That words of real reports behave like this: phantom reports have a small vocabulary, and every finding
 # that is mentioned can be seen. That pointing is understanding: a map may be right for the wrong reason. The heads of
-# sections 5 and 6 were trained with one seed; their intervals are over patients.
+# sections 5 and 6 were trained with one seed; their intervals are over patients. Nor what becomes of a trunk that is trained
+# from the start with finer patches (`local_stride=8`).
 #
 # **Where it breaks.** Coarse patches, thin findings. Findings that come together. Films without a report.
 #
