@@ -363,8 +363,9 @@ pd.DataFrame({"against all": verdicts}, dtype=str)
 # %% [markdown]
 # Hold your order of section 1 against the table.
 #
-# - **How many?** Rows `prototypes-16` and `prototypes-256`. If neither differs, $K$ is a setting that need not be tuned,
-#   within these bounds and on these data.
+# - **How many?** Rows `prototypes-16` and `prototypes-256`, for prototypes. If neither differs, $K$ is a setting that need not
+#   be tuned, within these bounds and on these data. Their k-means rows say little about training: k-means gets the $K$ of
+#   its variant, and section 3 showed on *one* frozen model that this alone moves the number.
 # - **Batch or queue?** Row `queue`. Section 5 showed that a queue changes the codes; this row says whether anybody
 #   notices.
 # - **A loss of their own?** Row `ita+cta`, k-means. It is the fair comparison: the same algorithm at the same $K$, on an
