@@ -389,7 +389,7 @@ run.show(figure, "stages", "Pointing by finding with patches of two stages of th
 # %%
 for name in fine_names.values():
     for finding in enough:
-        part, key = summary[name][finding], f"grounding/{finding}/{name.replace(', ', '-').replace(' ', '-')}"
+        part, key = summary[name][finding], f"grounding/{finding}/{name.replace(', ', '-').replace(' ', '_')}"
         run.record(f"{key}/pointing", part.pointing.as_metric())
         run.record(f"{key}/ceiling", part.ceiling)
 pd.DataFrame({finding: {name: str(summary[name][finding].pointing) for name in compared} for finding in enough}).T
@@ -421,7 +421,7 @@ for number, phrase in enumerate(cases.itertuples(), start=1):
         title=phrase.phrase[:60],
     )
     run.show(
-        figure, f"case_{number}", f"The phrase '{phrase.phrase}' with the pretrained heads and with three new pairs."
+        figure, f"case_{number}", f"The phrase '{phrase.phrase}' with the pretrained heads and with each new pair."
     )
 
 # %% [markdown]
@@ -529,9 +529,10 @@ if there:
     some = boxes["cta"]
     print(f"{some.phrases} boxes, {some.pointing.n} patients, chance {some.chance:.3f}, ceiling {some.ceiling:.3f}")
     for name, part in boxes.items():
-        run.record(f"patients/{name.replace(' ', '_')}/pointing", part.pointing.as_metric())
-        run.record(f"patients/{name.replace(' ', '_')}/contrast", part.contrast.as_metric())
-        run.record(f"patients/{name.replace(' ', '_')}/control", part.control)
+        key = f"patients/{name.replace(', ', '-').replace(' ', '_')}"
+        run.record(f"{key}/pointing", part.pointing.as_metric())
+        run.record(f"{key}/contrast", part.contrast.as_metric())
+        run.record(f"{key}/control", part.control)
     run.record("patients/chance", some.chance)
 else:
     line = {}
