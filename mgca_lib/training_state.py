@@ -271,7 +271,9 @@ def _flat_settings(settings: Any) -> dict[str, Any]:
     """Settings by name, without those of how a run is computed; empty if these are no settings."""
     parts = settings.values() if isinstance(settings, dict) else ()
     flat = {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
-    return {name: value for name, value in (flat and LATER | flat).items() if name not in _HOW}
+    if not flat:
+        return {}
+    return {name: value for name, value in (LATER | flat).items() if name not in _HOW}
 
 
 def _batch_size(out: Path, identity: Mapping[str, Any], stored: Mapping[str, Any], *, finished: bool) -> int:

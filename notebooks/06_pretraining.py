@@ -318,8 +318,8 @@ assert abs(again["total"] - best["valid/total"]) < 0.05, "the checkpoint is not 
 # No licence yet? The same path runs on phantoms at full width: profile `full_width` trains a ViT-B/16 at 224 pixels and six
 # BERT layers from scratch. [This notebook at that profile](full_width/06_pretraining.ipynb) was executed on a CPU, with a
 # tenth of the pairs that a GPU would be given and two passes over them: it shows that everything fits together at the
-# published size, and not how good such a model becomes. On a GPU, `python -m data_scripts.make_phantoms --counts
-# mimic_cxr=55000` writes as many studies as you like in MIMIC's own layout, and `--profile full_width --epochs 50 --batch_size
+# published size, and not how good such a model becomes. On a GPU, `python -m data_scripts.make_phantoms --out RAW
+# --datasets mimic_cxr --counts mimic_cxr=58000` writes as many studies as you like in MIMIC's own layout, and `--profile full_width --epochs 50 --batch_size
 # 144 --num_prototypes 500` trains on them.
 #
 # ### How long will it take?

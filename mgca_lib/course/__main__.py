@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--force", action="store_true", help="execute everything again")
 
     grid = commands.add_parser("grid", help="train and measure variants (mgca_lib/variants.py) over several seeds")
-    grid.add_argument("--profile", choices=PROFILES, default="demo")
+    grid.add_argument("--profile", choices=COURSE_PROFILES, default="demo")
     grid.add_argument("--seed", type=int, default=42)
     grid.add_argument("--seeds", type=int, nargs="+", default=[], help="further seeds")
     grid.add_argument("--variants", nargs="+", default=[], help="default: the ablation and the token terms that ground")
