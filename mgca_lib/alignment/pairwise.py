@@ -58,8 +58,8 @@ def pair_scores(
         temperature: Positive, of the attention over patches.
         sharpness: Positive; large: the best word decides, small: all words count alike.
         words_compete: Take a softmax over the words of each patch first, as GLoRIA does.
-        chunk: Reports at a time, recomputed in the backward pass, so that memory holds ``chunk * I * W * P`` numbers;
-            0: all at once.
+        chunk: Reports at a time, recomputed in the backward pass, so that memory holds ``I * P`` numbers for each of
+            their words; 0: all at once.
 
     Returns:
         ``(R, I)`` float32 or float64; a report without any real word scores 0 everywhere.
@@ -210,19 +210,26 @@ class PairwiseAlignment(nn.Module):
 def _scores(
     words: Tensor, keep: Tensor, patches: Tensor, *, temperature: float, sharpness: float, words_compete: bool
 ) -> Tensor:
-    cosine = torch.einsum("rwd,ipd->riwp", words, patches)
-    real = keep[:, None, :, None]
-    logits = cosine
-    if words_compete:
-        logits = cosine.masked_fill(~real, _MASKED).softmax(dim=2)
-    attention = (logits / temperature).softmax(dim=3)
+    own = words[keep]  # (N, D): all real words in a row, since padding would cost as much as they do
+    cosine = torch.einsum("nd,ipd->inp", own, patches)
+    logits = _shares_of_words(cosine, keep) if words_compete else cosine
+    attention = (logits / temperature).softmax(dim=2)
     # The context is a mean of patches, so its product with the word, and its norm, follow from products that are
     # there already; writing the contexts out would need D numbers for every word of every pair.
     gram = patches @ patches.transpose(1, 2)
-    square = ((attention @ gram) * attention).sum(dim=3)
-    fit = (attention * cosine).sum(dim=3) * torch.rsqrt(square.clamp(min=1e-12))
-    fit = (sharpness * fit).masked_fill(~keep[:, None], _MASKED)
-    return fit.logsumexp(dim=2).masked_fill(~keep.any(dim=1)[:, None], 0.0)
+    square = ((attention @ gram) * attention).sum(dim=2)
+    fit = (attention * cosine).sum(dim=2) * torch.rsqrt(square.clamp(min=1e-12))
+    padded = fit.new_full((len(patches), *keep.shape), _MASKED)
+    padded[:, keep] = sharpness * fit
+    return padded.logsumexp(dim=2).T.masked_fill(~keep.any(dim=1)[:, None], 0.0)
+
+
+def _shares_of_words(cosine: Tensor, keep: Tensor) -> Tensor:
+    """Softmax over the words of each report, for every patch: ``(I, N, P)`` to ``(I, N, P)``."""
+    report_of = keep.nonzero()[:, 0]
+    share = cosine.exp()  # cosines are small numbers: no maximum has to come off first
+    total = share.new_zeros(len(cosine), len(keep), cosine.shape[2]).index_add(1, report_of, share)
+    return share / total.index_select(1, report_of)
 
 
 def _square_scores(words: Tensor, patches: Tensor, word_keep: Tensor, **settings: object) -> Tensor:
