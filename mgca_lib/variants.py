@@ -48,6 +48,12 @@ _ALL = (
         "The token term contrasts the pairs of the batch instead of the words of one report.",
     ),
     Variant("gloria", "grounding", {"token_form": "gloria"}, "The token term is GLoRIA's local loss."),
+    Variant(
+        "cta_grounded-stride-8",
+        "grounding",
+        {"token_form": "cta_grounded", "local_stride": 8},
+        "As cta_grounded, on patches of the CNN's stage before: four times as many, and each has seen less of the film.",
+    ),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),
     Variant("queue", "prototypes", {"queue_size": 1024}, "Sinkhorn balances the last 1,024 embeddings with the batch."),

@@ -6,10 +6,11 @@ and compared with that mask.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -427,28 +428,54 @@ def ground_phrases(
         KeyError: an image has no maps.
         ValueError: no phrase is left.
     """
-    left_out = dict(phrases.left_out) | dict.fromkeys(
-        ("negated, points at nothing", "cut off by the tokenizer", "mask outside the crop"), 0
+    return _ground(
+        phrases,
+        lambda phrase: phrase_map(maps[phrase.row], phrase.positions),
+        stored_size=stored_size,
+        image_size=image_size,
+        grid=grid,
     )
-    rows, heats, masks, read = [], [], [], {}
-    for phrase in phrases.table.itertuples():
-        if phrase.negated or not phrase.mask:
-            left_out["negated, points at nothing"] += 1
-            continue
-        heat = phrase_map(maps[phrase.row], phrase.positions)
-        if heat is None:
-            left_out["cut off by the tokenizer"] += 1
-            continue
-        if phrase.mask not in read:
-            read[phrase.mask] = phrase_mask(phrases, phrase.mask, stored_size=stored_size, image_size=image_size)
-        mask = read[phrase.mask]
-        if not mask.any() or mask.all():
-            left_out["mask outside the crop"] += 1
-            continue
-        heats.append(heat)
-        masks.append(mask)
-        rows.append((phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain)))
-    return _grounding(rows, heats, masks, left_out, grid=grid)
+
+
+def ground_findings(
+    phrases: Phrases,
+    maps: Tensor,
+    findings: Sequence[str],
+    *,
+    stored_size: int,
+    image_size: int,
+    grid: tuple[int, int] | None = None,
+) -> Grounding:
+    """Score one map a film and finding against the mask of every phrase that names the finding.
+
+    For maps that no word made, such as those of :func:`mgca_lib.evaluation.mask_heads.finding_maps`. Unlike
+    :func:`ground_phrases`, all phrases of a finding share a map, whichever side they name, and none is cut off.
+
+    Args:
+        phrases: Ground truth from `load_phrases`.
+        maps: ``(N, F, P)``, for each row of the dataset and each of ``findings``.
+        findings: Names along the second axis.
+        stored_size: As in `mgca_lib.data.transforms.ImageTransform`.
+        image_size: As there.
+        grid: Rows and columns of the patches; by default a square.
+
+    Raises:
+        DatasetError: a mask file is missing or unreadable.
+        ValueError: a phrase names another finding, ``maps`` has another number of them, or no phrase is left.
+    """
+    if maps.ndim != 3 or maps.shape[1] != len(findings):
+        raise ValueError(f"maps must be (N, {len(findings)}, P) for {len(findings)} findings, got {tuple(maps.shape)}")
+    number_of = {finding: number for number, finding in enumerate(findings)}
+    unknown = set(phrases.table.loc[phrases.table["mask"] != "", "finding"]) - set(number_of)
+    if unknown:
+        raise ValueError(f"phrases speak of {sorted(unknown)[0]!r}, for which there is no map")
+    return _ground(
+        phrases,
+        lambda phrase: maps[phrase.row, number_of[phrase.finding]],
+        stored_size=stored_size,
+        image_size=image_size,
+        grid=grid,
+    )
 
 
 def ground_boxes(
@@ -523,6 +550,38 @@ def _possible_peaks(patches: int, image_size: int, grid: tuple[int, int] | None)
     alone = np.stack([enlarge_map(values, image_size=image_size, grid=grid) for values in torch.eye(patches)])
     # Several pixels lie equally close to a centre; which of them is brightest depends on the neighbouring patches.
     return (alone >= alone.max(axis=(1, 2), keepdims=True) - 1e-5).any(axis=0)
+
+
+def _ground(
+    phrases: Phrases,
+    map_of: Callable[[Any], Tensor | None],
+    *,
+    stored_size: int,
+    image_size: int,
+    grid: tuple[int, int] | None,
+) -> Grounding:
+    left_out = dict(phrases.left_out) | dict.fromkeys(
+        ("negated, points at nothing", "cut off by the tokenizer", "mask outside the crop"), 0
+    )
+    rows, heats, masks, read = [], [], [], {}
+    for phrase in phrases.table.itertuples():
+        if phrase.negated or not phrase.mask:
+            left_out["negated, points at nothing"] += 1
+            continue
+        heat = map_of(phrase)
+        if heat is None:
+            left_out["cut off by the tokenizer"] += 1
+            continue
+        if phrase.mask not in read:
+            read[phrase.mask] = phrase_mask(phrases, phrase.mask, stored_size=stored_size, image_size=image_size)
+        mask = read[phrase.mask]
+        if not mask.any() or mask.all():
+            left_out["mask outside the crop"] += 1
+            continue
+        heats.append(heat)
+        masks.append(mask)
+        rows.append((phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain)))
+    return _grounding(rows, heats, masks, left_out, grid=grid)
 
 
 def _grounding(
