@@ -11,7 +11,7 @@ from typing import Any
 
 from mgca_lib.config import Config, ConfigError
 
-GROUPS = ("ablation", "grounding", "prototypes", "quirks")
+GROUPS = ("ablation", "grounding", "patches", "prototypes", "quirks")
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ _ALL = (
     Variant("gloria", "grounding", {"token_form": "gloria"}, "The token term is GLoRIA's local loss."),
     Variant(
         "cta_grounded-stride-8",
-        "grounding",
+        "patches",
         {"token_form": "cta_grounded", "local_stride": 8},
-        "As cta_grounded, on patches of the CNN's stage before: four times as many, and each has seen less of the film.",
+        "As cta_grounded, with patches from the stage before: four times as many, and each has seen less of the film.",
     ),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),
