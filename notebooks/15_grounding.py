@@ -21,7 +21,7 @@
 # how much of the film a patch has seen, and (6) hold a failure against a head that was told the truth.
 #
 # - **First read** [04 Token alignment](04_token_alignment.ipynb), which measures that the published maps do not point.
-# - **Time** `smoke` about 20 s, `demo` six to ten minutes on two CPU cores, once notebook 06 has trained its model.
+# - **Time** `smoke` about 20 s, `demo` six to twelve minutes on a CPU, once notebook 06 has trained its model.
 # - **Data** the phantom MIMIC-CXR of notebook 01 with its true masks; boxes that radiologists drew on films of patients,
 #   if notebook 13 found any; the results of the grid.
 # - **Departures from upstream** two token losses that MGCA does not have, `cta_grounded` and GLoRIA's local loss.
@@ -436,7 +436,7 @@ for number, phrase in enumerate(cases.itertuples(), start=1):
 # against the mask.
 #
 # That is no competitor, for it was told what no report tells. It is a yardstick. Where it is far above the words, the loss leaves
-# something lying about. Where it is near chance itself, no loss over reports could have made these patches point.
+# something lying about. Where it is near chance itself, no loss over reports can be expected to make these patches point.
 # **Guess before you run the next cell**: which of the four findings will the masks help most, and which least?
 
 # %%
