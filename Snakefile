@@ -35,7 +35,8 @@ NEEDS = {
 }
 # These read the results of the grid that come with the project (mgca_lib/grid_results.py).
 READ_GRID = {"11_prototype_sweep", "12_upstream_quirks", "14_ablation", "15_grounding"}
-HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining", "15_grounding"}  # these take all cores
+# These take all cores, except at smoke, where starting up is most of the work and goes side by side.
+HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining", "15_grounding"}
 # Repeated for further seeds, on the same data.
 SEEDED = ["03_instance_alignment", "04_token_alignment", "06_pretraining", "07_linear_probe", "08_seeing_prototypes"]
 
@@ -79,7 +80,7 @@ rule notebook:
         seed=lambda wildcards: int(wildcards.more.rpartition("-")[2] or SEED),
         data_root=DATA_ROOT,
         folder=lambda wildcards: f"{OUTPUTS}{wildcards.more}/{wildcards.name}",
-    threads: lambda wildcards: workflow.cores if wildcards.name in HEAVY else 1
+    threads: lambda wildcards: workflow.cores if wildcards.name in HEAVY and PROFILE != "smoke" else 1
     shell:
         "{PYTHON:q} -m mgca_lib.course execute {input.notebook:q} --profile {PROFILE} --seed {params.seed}"
         " --data-root {params.data_root:q} --output-dir {params.folder:q} --threads {threads}"
