@@ -24,6 +24,8 @@ from mgca_lib.course.summary import (
 )
 from mgca_lib.variants import VARIANTS
 
+LONGEST = ("08_seeing_prototypes", "09_finding_and_outlining", "13_phantoms_to_patients")
+"""Started before others where there is a choice, so that none of them runs alone at the end."""
 COURSE_PROFILES = [name for name in PROFILES if name != "full_width"]  # 09 and 13 have no plan for that one
 
 
@@ -103,7 +105,8 @@ def notebooks(root: Path) -> list[Path]:
 def _run(options: argparse.Namespace, root: Path) -> int:
     started = time.perf_counter()
     targets = ["course", *(["seeds"] if options.seeds else [])]
-    status = _snakemake(options, root, targets, force=options.force)
+    first = [f"outputs/{options.profile}/{name}/metrics.json" for name in LONGEST]
+    status = _snakemake(options, root, targets, force=options.force, first=first)
     print(f"\n{time.perf_counter() - started:.0f} s in all", flush=True)
     _table(options, root)
     if status:
@@ -125,7 +128,13 @@ def _grid(options: argparse.Namespace, root: Path) -> int:
 
 
 def _snakemake(
-    options: argparse.Namespace, root: Path, targets: Sequence[str], *, force: bool = False, **settings: str
+    options: argparse.Namespace,
+    root: Path,
+    targets: Sequence[str],
+    *,
+    force: bool = False,
+    first: Sequence[str] = (),
+    **settings: str,
 ) -> int:
     """Bring targets of the Snakefile up to date; returns Snakemake's exit status."""
     values = {"profile": options.profile, "seed": options.seed, **settings}
@@ -134,6 +143,7 @@ def _snakemake(
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--directory", str(root)]
     command += ["--cores", str(options.cores), "--rerun-incomplete", "--keep-going", "--nolock", "--quiet", "all"]
     command += ["--forceall"] if force else []
+    command += ["--prioritize", *first] if first else []
     command += ["--config", *(f"{name}={value}" for name, value in values.items())]
     return subprocess.run([*command, "--", *targets], check=False, stdin=subprocess.DEVNULL).returncode
 
