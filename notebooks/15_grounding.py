@@ -21,7 +21,7 @@
 # how much of the film a patch has seen, and (6) hold a failure against a head that was told the truth.
 #
 # - **First read** [04 Token alignment](04_token_alignment.ipynb), which measures that the published maps do not point.
-# - **Time** `smoke` about 20 s, `demo` six to twelve minutes on a CPU, once notebook 06 has trained its model.
+# - **Time** `smoke` about 20 s, `demo` about twelve minutes on one slow CPU core, less on two, once notebook 06 has trained its model.
 # - **Data** the phantom MIMIC-CXR of notebook 01 with its true masks; boxes that radiologists drew on films of patients,
 #   if notebook 13 found any; the results of the grid.
 # - **Departures from upstream** two token losses that MGCA does not have, `cta_grounded` and GLoRIA's local loss.

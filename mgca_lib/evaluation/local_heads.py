@@ -151,7 +151,7 @@ def train_local_heads(
     steps = epochs * (len(features) // batch_size)
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps)
     history = []
-    for order in _orders(len(features), batch_size, epochs, seed):
+    for order in batch_orders(len(features), batch_size, epochs, seed):
         total = 0.0
         for rows in order:
             patches, words, keep = (part.to(device) for part in features.batch(rows.tolist()))
@@ -167,7 +167,8 @@ def train_local_heads(
     return TrainedHeads(trained.eval(), tuple(history))
 
 
-def _orders(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+def batch_orders(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the row numbers of each epoch's full batches; the same for whatever is trained with this seed."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         yield torch.randperm(count, generator=generator).split(batch_size)[: count // batch_size]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from mgca_lib.evaluation.grounding import Phrases, perfect_map, phrase_mask
+from mgca_lib.evaluation.local_heads import batch_orders
 
 
 def patch_shares(
@@ -98,11 +99,9 @@ def train_mask_head(
         torch.manual_seed(seed)
         head = _MaskHead(patches, hidden=hidden, findings=shares.shape[2])
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    steps = len(patches) // batch_size
-    schedule = OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(patches), generator=generator).split(batch_size)[:steps]:
+    schedule = OneCycleLR(optimizer, learning_rate, total_steps=epochs * (len(patches) // batch_size))
+    for order in batch_orders(len(patches), batch_size, epochs, seed):
+        for rows in order:
             loss = F.binary_cross_entropy_with_logits(head(patches[rows]), shares[rows])
             optimizer.zero_grad()
             loss.backward()
