@@ -48,7 +48,7 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
 
 
-LATER: Mapping[str, Any] = MappingProxyType({"chunk_size": 0, "stem_width": 0, "local_stride": 16})
+LATER: Mapping[str, Any] = MappingProxyType({"chunk_size": 0, "stem_width": 0, "local_stride": 16, "word_window": 0})
 """Settings that older checkpoints and runs do not name, with what was done then."""
 
 _KINDS = {
@@ -90,6 +90,9 @@ class ModelConfig:
     text_width: int = _setting(768, "hidden size; read only when text_model is empty")
     text_heads: int = _setting(12, "attention heads; read only when text_model is empty")
     text_dropout: float = _setting(0.1, "dropout; read only when text_model is empty")
+    word_window: int = _setting(
+        0, "word pieces on either side that a piece reads in each layer; [CLS] reads all; 0: all do, as upstream"
+    )
     text_vocabulary: int = _setting(
         4000, "size of the WordPiece vocabulary trained on the reports when text_model is empty"
     )
@@ -104,6 +107,7 @@ class ModelConfig:
         _require(self, "stored_size", self.stored_size >= self.image_size, "must be at least image_size")
         _require(self, "upsample_to", self.upsample_to >= 0, "must not be negative")
         _require(self, "backbone_channels", all(width >= 1 for width in self.backbone_channels), "must be positive")
+        _require(self, "word_window", self.word_window >= 0, "must not be negative")
         _require(self, "stem_width", self.stem_width == 0 or self.stem_width >= 4, "must be 0 or at least 4")
         _require(self, "local_stride", self.local_stride >= 2, "must be at least 2")
         _require(self, "text_width", self.text_width % self.text_heads == 0, "must be a multiple of text_heads")

@@ -182,14 +182,25 @@ class ReportEncoder(nn.Module):
             [CLS] pays to [SEP], and what it pays to the first piece is thrown away.
         full_length: Reports of so many pieces lose their last word, as upstream, whose loop over the pieces ends one
             short of the last slot; 0: never.
+        word_window: In each layer a piece reads so many pieces on either side of it, and never [CLS], which reads
+            all: a word then knows no more of the report than ``layers * word_window`` pieces around it. 0: every
+            piece reads the whole report, as upstream.
 
     Attributes:
         feature_dim: Width of ``pooled`` and ``local``.
     """
 
-    def __init__(self, model: PreTrainedModel, *, shifted_weights: bool = False, full_length: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        shifted_weights: bool = False,
+        full_length: int = 0,
+        word_window: int = 0,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.word_window = word_window
         self.shifted_weights = shifted_weights
         self.full_length = full_length
         self.feature_dim = model.config.hidden_size
@@ -213,7 +224,7 @@ class ReportEncoder(nn.Module):
         seen: list[Tensor] = []
         handle = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
         try:
-            hidden = self.model(input_ids=pieces, attention_mask=piece_keep.long()).last_hidden_state
+            hidden = self.model(input_ids=pieces, attention_mask=self._attention_mask(piece_keep)).last_hidden_state
         finally:
             handle.remove()
         piece_weight = _bert_class_attention(attention, seen[0], piece_keep)
@@ -225,6 +236,21 @@ class ReportEncoder(nn.Module):
         words, keep = merge_pieces(hidden, word_ids, num_words)
         weight, _ = merge_pieces(piece_weight[..., None], word_ids, num_words)
         return Tokens(pooled=hidden[:, 0], local=words, keep=keep, weight=weight[..., 0])
+
+    def _attention_mask(self, piece_keep: Tensor) -> Tensor:
+        """Which pieces are read: ``(B, T)`` int64 by all alike, or ``(B, 1, T, T)`` to be added to the logits."""
+        if not self.word_window:
+            return piece_keep.long()
+        place = torch.arange(piece_keep.shape[1], device=piece_keep.device)
+        near = (place[:, None] - place).abs() <= self.word_window
+        near[:, 0] = False  # [CLS] has read the whole report
+        near[0] = True
+        # Padding reads itself, so that no softmax is over nothing.
+        read = (near & piece_keep[:, None]) | torch.eye(len(place), dtype=torch.bool, device=place.device)
+        dtype = self.model.dtype
+        return torch.zeros(read.shape, dtype=dtype, device=place.device).masked_fill(~read, torch.finfo(dtype).min)[
+            :, None
+        ]
 
 
 def merge_pieces(values: Tensor, word_ids: Tensor, num_words: int) -> tuple[Tensor, Tensor]:
@@ -336,10 +362,10 @@ def build_report_encoder(
         EncoderError: the model is not on this computer and the hub cannot be reached, it has fewer layers than
             ``text_layers``, or its vocabulary is smaller than the tokenizer's.
     """
-    quirks = {"shifted_weights": shifted_weights, "full_length": full_length}
+    settings = {"shifted_weights": shifted_weights, "full_length": full_length, "word_window": config.word_window}
     if architecture is not None:
         sizes = AutoConfig.from_pretrained(architecture)
-        return ReportEncoder(AutoModel.from_config(sizes, add_pooling_layer=False), **quirks)
+        return ReportEncoder(AutoModel.from_config(sizes, add_pooling_layer=False), **settings)
     if not config.text_model:
         sizes = BertConfig(
             vocab_size=vocabulary,
@@ -352,7 +378,7 @@ def build_report_encoder(
             max_position_embeddings=config.max_pieces,
             pad_token_id=padding,
         )
-        return ReportEncoder(BertModel(sizes, add_pooling_layer=False), **quirks)
+        return ReportEncoder(BertModel(sizes, add_pooling_layer=False), **settings)
     name = config.text_model
     try:
         sizes = AutoConfig.from_pretrained(name)
@@ -372,7 +398,7 @@ def build_report_encoder(
         raise EncoderError(
             f"text_model {name!r}: knows {model.config.vocab_size} pieces, its tokenizer has {vocabulary}"
         )
-    return ReportEncoder(model, **quirks)
+    return ReportEncoder(model, **settings)
 
 
 def _build_trunk(

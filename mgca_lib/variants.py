@@ -11,7 +11,7 @@ from typing import Any
 
 from mgca_lib.config import Config, ConfigError
 
-GROUPS = ("ablation", "grounding", "patches", "prototypes", "quirks")
+GROUPS = ("ablation", "grounding", "patches", "words", "prototypes", "quirks")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,19 @@ _ALL = (
         "patches",
         {"token_form": "cta_grounded", "local_stride": 8},
         "As cta_grounded, with patches from the stage before: four times as many, and each has seen less of the film.",
+    ),
+    Variant("window", "words", {"word_window": 4}, "A word reads four word pieces on either side in each layer."),
+    Variant(
+        "cta_grounded-window",
+        "words",
+        {"token_form": "cta_grounded", "word_window": 4},
+        "As cta_grounded, and a word reads four word pieces on either side in each layer.",
+    ),
+    Variant(
+        "cta_grounded-stride-8-window",
+        "words",
+        {"token_form": "cta_grounded", "local_stride": 8, "word_window": 4},
+        "As cta_grounded, with the finer patches and the words that read four pieces on either side.",
     ),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),

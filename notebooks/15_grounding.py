@@ -256,20 +256,16 @@ heads = {
 pd.DataFrame({form: trained.history for form, trained in heads.items()}).rename_axis("epoch").round(3)
 
 # %%
-models = {"as pretrained": model, **{form: trained.model for form, trained in heads.items()}}
-maps = {"as pretrained": first_maps, **{f: grounding.word_maps(m.model, pairs) for f, m in heads.items()}}
+models = {"pretrained": model, **{form: trained.model for form, trained in heads.items()}}
+maps = {"pretrained": first_maps, **{f: grounding.word_maps(m.model, pairs) for f, m in heads.items()}}
 scored = {name: grounding.ground_phrases(phrases, own, **square) for name, own in maps.items()}
 summary = {name: grounding.summarise_grounding(part, seed=run.seed) for name, part in scored.items()}
 
 # %%
 enough = [name for name, part in summary["cta"].items() if part.pointing.n >= (FEWEST_PATIENTS if demo else 1)]
 first = summary["cta"]
-rows = {}
-for finding in ["all", *shown]:
-    row = {name: vars(parts[finding].pointing) for name, parts in summary.items() if finding in parts}
-    row |= {"chance": {"mean": first[finding].chance}, "ceiling": {"mean": first[finding].ceiling}}
-    rows["all findings" if finding == "all" else finding] = row
-figure = figures.interval_dots(rows, value_label="pointing game: hit rate, 95 % interval over patients")
+shown_rows = ["all", *shown]
+figure = figures.pointing_dots(summary, shown_rows, references=("chance", "ceiling"))
 run.show(
     figure, "pointing", "Pointing by finding: encoders of notebook 06 with their own heads, and with three new pairs."
 )
@@ -287,8 +283,7 @@ for finding in enough:
     run.record(f"grounding/{finding}/chance", first[finding].chance)
     run.record(f"grounding/{finding}/ceiling", first[finding].ceiling)
     for name, parts in summary.items():
-        key = f"grounding/{finding}/{name.replace(' ', '_')}"
-        part = parts[finding]
+        part, key = parts[finding], f"grounding/{finding}/{name}"
         run.record(f"{key}/pointing", part.pointing.as_metric())
         run.record(f"{key}/contrast", part.contrast.as_metric())
         run.record(f"{key}/iou", part.iou.as_metric())
@@ -344,7 +339,7 @@ def reach(one, films):
 half_sides = list(range(4, sizes.image_size // 2 + 1, 4))
 finer = None if model.image_encoder.is_vit else with_local_stride(model, 8)  # every block of a ViT sees the whole film
 films = torch.stack([pairs[row][1] for row in range(min(32, len(pairs)))]).to(run.device)
-seen = {"stride 16": reach(model, films)} | ({"stride 8": reach(finer, films)} if finer else {})
+seen = {"stride-16": reach(model, films)} | ({"stride-8": reach(finer, films)} if finer else {})
 figure = figures.curves(
     half_sides,
     seen,
@@ -355,7 +350,7 @@ figure = figures.curves(
 run.show(figure, "reach", "What changes a patch in the middle: the share that comes from a square of this size.")
 for name, shares in seen.items():
     enough_pixels = 2 * half_sides[int(np.argmax(np.array(shares) >= 0.9))]
-    run.record(f"reach/{name.replace(' ', '_')}", enough_pixels)
+    run.record(f"reach/{name}", enough_pixels)
     print(f"{name}: nine tenths come from a square of {enough_pixels} pixels; the film has {sizes.image_size}")
 
 # %% [markdown]
@@ -368,7 +363,7 @@ for name, shares in seen.items():
 # stage before also knows less: it has fewer layers below it.
 
 # %%
-fine_names = {"cta": "cta, stride 8", "cta_grounded": "cta_grounded, stride 8"} if finer else {}
+fine_names = {form: f"{form}-stride-8" for form in ("cta", "cta_grounded")} if finer else {}
 fine_features = local_features(finer, tokenizer, studies.split("train")) if finer else None
 for form, name in fine_names.items():
     heads[name] = train_local_heads(finer, fine_features, token_form=form, **settings)
@@ -379,22 +374,18 @@ for form, name in fine_names.items():
 pd.DataFrame({name: heads[name].history for name in fine_names.values()}).rename_axis("epoch").round(3)
 
 # %%
-compared = [name for name in ("cta", "cta, stride 8", "cta_grounded", "cta_grounded, stride 8") if name in summary]
-rows = {}
-for finding in ["all", *shown]:
-    row = {name: vars(summary[name][finding].pointing) for name in compared if finding in summary[name]}
-    row |= {"chance": {"mean": first[finding].chance}}
-    rows["all findings" if finding == "all" else finding] = row
-figure = figures.interval_dots(rows, value_label="pointing game: hit rate, 95 % interval over patients")
+stages = ("cta", "cta-stride-8", "cta_grounded", "cta_grounded-stride-8")
+compared = {name: summary[name] for name in stages if name in summary}
+figure = figures.pointing_dots(compared, shown_rows)
 run.show(figure, "stages", "Pointing by finding with patches of two stages of the same frozen trunk.")
 
 # %%
 for name in fine_names.values():
     for finding in enough:
-        part, key = summary[name][finding], f"grounding/{finding}/{name.replace(', ', '-').replace(' ', '_')}"
+        part, key = summary[name][finding], f"grounding/{finding}/{name}"
         run.record(f"{key}/pointing", part.pointing.as_metric())
         run.record(f"{key}/ceiling", part.ceiling)
-pd.DataFrame({finding: {name: str(summary[name][finding].pointing) for name in compared} for finding in enough}).T
+pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in compared.items()} for finding in enough}).T
 
 # %% [markdown]
 # Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way. Where it points
@@ -442,7 +433,7 @@ for number, phrase in enumerate(cases.itertuples(), start=1):
 # %%
 known = grounding.load_phrases(run.raw / "mimic_cxr" / "ground_truth", studies.split("train"))
 findings = sorted(set(visible["finding"]))
-told = {"told": (model, features)} | ({"told, stride 8": (finer, fine_features)} if finer else {})
+told = {"told": (model, features)} | ({"told-stride-8": (finer, fine_features)} if finer else {})
 for name, (one, own) in told.items():
     size = {"films": len(own), "patches": own.patches.shape[1]}
     shares = patch_shares(known, **size, findings=findings, **square)
@@ -452,21 +443,16 @@ for name, (one, own) in told.items():
     summary[name] = grounding.summarise_grounding(found, seed=run.seed)
 
 # %%
-beside = [name for name in ("cta_grounded", "told", "cta_grounded, stride 8", "told, stride 8") if name in summary]
-rows = {}
-for finding in ["all", *shown]:
-    row = {name: vars(summary[name][finding].pointing) for name in beside if finding in summary[name]}
-    row |= {"chance": {"mean": first[finding].chance}}
-    rows["all findings" if finding == "all" else finding] = row
-figure = figures.interval_dots(rows, value_label="pointing game: hit rate, 95 % interval over patients")
+heads_of = ("cta_grounded", "told", "cta_grounded-stride-8", "told-stride-8")
+beside = {name: summary[name] for name in heads_of if name in summary}
+figure = figures.pointing_dots(beside, shown_rows)
 run.show(figure, "told", "Pointing by finding: heads that read reports, and heads that were given the masks.")
 
 # %%
 for name in told:
     for finding in enough:
-        key = f"grounding/{finding}/{name.replace(', ', '-').replace(' ', '_')}"
-        run.record(f"{key}/pointing", summary[name][finding].pointing.as_metric())
-pd.DataFrame({finding: {name: str(summary[name][finding].pointing) for name in beside} for finding in enough}).T
+        run.record(f"grounding/{finding}/{name}/pointing", summary[name][finding].pointing.as_metric())
+pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in beside.items()} for finding in enough}).T
 
 # %% [markdown]
 # Now the failures have addresses. Compare *told* at stride 16 with *told* at stride 8, and you see what the finer stage adds to
@@ -486,7 +472,7 @@ grid = grid[grid["variant"].isin(order)]
 metrics = {finding: f"grounding/{finding}/pointing" for finding in ("all", *shown)}
 found = {finding: over_seeds(grid, metric) for finding, metric in metrics.items()}
 chance = grid[grid["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
-called = dict(zip(order, ["cta", "cta_grounded", "gloria", "cta_grounded, stride 8"], strict=True))
+called = {name: "cta" if name == "all" else name for name in order}  # by its token loss
 rows = {}
 for finding, by in found.items():
     row = {called[name]: vars(by[name]) for name in order if name in by}
@@ -499,8 +485,7 @@ run.show(figure, "grid_pointing", "Pointing of models trained from scratch with 
 for finding, by in found.items():
     for name in order:
         if name in by:
-            key = f"grid/{finding}/{called[name].replace(', ', '-').replace(' ', '_')}"
-            run.record(f"{key}/pointing", by[name].as_metric())
+            run.record(f"grid/{finding}/{called[name]}/pointing", by[name].as_metric())
 yardsticks = {"words point, all findings": "grounding/all/pointing"}
 yardsticks |= {f"CheXpert {part}": f"probe/chexpert/auroc/{part}" for part in ("1%", "10%", "100%")}
 yardsticks |= {"report to image, R@5": "retrieval/t2i/r@5"}
@@ -524,7 +509,7 @@ pd.DataFrame(lines)
 # the better of the two heads of section 7 reached, which was told.
 
 # %%
-rows, pairwise = [], [name for name in ("cta_grounded", "gloria", "cta_grounded, stride 8") if name in summary]
+rows, pairwise = [], [name for name in ("cta_grounded", "gloria", "cta_grounded-stride-8") if name in summary]
 for finding in shown:
     base = first[finding]
     best = max(pairwise, key=lambda name: summary[name][finding].pointing.mean)
@@ -604,10 +589,9 @@ if there:
     some = boxes["cta"]
     print(f"{some.phrases} boxes, {some.pointing.n} patients, chance {some.chance:.3f}, ceiling {some.ceiling:.3f}")
     for name, part in boxes.items():
-        key = f"patients/{name.replace(', ', '-').replace(' ', '_')}"
-        run.record(f"{key}/pointing", part.pointing.as_metric())
-        run.record(f"{key}/contrast", part.contrast.as_metric())
-        run.record(f"{key}/control", part.control)
+        run.record(f"patients/{name}/pointing", part.pointing.as_metric())
+        run.record(f"patients/{name}/contrast", part.contrast.as_metric())
+        run.record(f"patients/{name}/control", part.control)
     run.record("patients/chance", some.chance)
 else:
     line = {}

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mgca_lib import figures
+from mgca_lib.evaluation.grounding import GroundingSummary
+from mgca_lib.evaluation.intervals import Interval
 from mgca_lib.figures import tokens
 from mgca_lib.figures.style import readable
 
@@ -93,6 +95,11 @@ EXAMPLES = {
         value_label="AUROC",
         levels={"chance": 0.5},
     ),
+    "pointing_dots": lambda: figures.pointing_dots(
+        {"cta": {"all": pointing(0.1), "edema": pointing(0.2)}, "gloria": {"all": pointing(0.3)}},
+        ["all", "edema"],
+        references=("chance", "ceiling"),
+    ),
     "projection_maps": lambda: figures.projection_maps(
         {"t-SNE": (POINTS, STARS), "UMAP": (POINTS, STARS)}, FINDINGS, CLUSTERS, top_clusters=3
     ),
@@ -100,6 +107,11 @@ EXAMPLES = {
     "prototype_composition": lambda: figures.prototype_composition(CLUSTERS, FINDINGS),
     "course_map": lambda: figures.course_map(FILM, "Small left effusion. " * 9),
 }
+
+
+def pointing(mean):
+    hits = Interval(mean, mean - 0.05, mean + 0.05, 9)
+    return GroundingSummary(hits, 0.05, 0.95, 0.1, hits, hits, 0.1, 0.5, 9)
 
 
 def texts(figure):
@@ -161,6 +173,7 @@ def test_a_figure_is_drawn_inside_its_frame_and_nothing_global_is_left(name, dra
         ("probe_bars", ["macro AUROC", "share of training labels", "published", "foot of the bars: chance"]),
         ("retrieval_curve", ["recall at K (%)", "K", "chance"]),
         ("grounding_bars", ["edema  (n = 3)", "blind guess"]),
+        ("pointing_dots", ["all findings", "edema", "cta", "gloria", "chance", "ceiling"]),
         ("interval_dots", ["macro", "edema", "random", "mgca", "other", "AUROC", "chance"]),
         ("projection_maps", ["t-SNE, by disease", "UMAP, by prototype", "unused prototype", "1 others"]),
         ("embedding_maps", ["perplexity 5", "perplexity 30", "edema", "no finding", "dominant finding"]),
@@ -336,6 +349,14 @@ def test_interval_dots_stand_in_the_row_of_their_name(drawn):
     assert len(bars) == 3  # "other" has no interval
     assert dots["mgca"].get_color() == figures.METHOD_COLOURS["mgca"]
     assert dots["other"].get_color() not in figures.METHOD_COLOURS.values()
+
+
+def test_pointing_dots_show_the_methods_that_have_a_finding_and_its_references(drawn):
+    (axis,) = drawn["pointing_dots"].axes
+    dots = {line.get_label(): list(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"}
+    assert dots == {"cta": [0.1, 0.2], "gloria": [0.3], "chance": [0.05, 0.05], "ceiling": [0.95, 0.95]}
+    with pytest.raises(ValueError, match="no method"):
+        figures.pointing_dots({}, ["all"])
 
 
 def test_projection_draws_every_study_and_star_in_each_panel(drawn):

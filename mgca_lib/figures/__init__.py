@@ -7,7 +7,14 @@ grey window from 0 to 1, and never under an overlay alone: the plain image alway
 
 from mgca_lib.figures.alignment import similarity_histogram, similarity_matrix, sinkhorn_steps
 from mgca_lib.figures.charts import curves, label_counts, loss_curves
-from mgca_lib.figures.evaluation import grounding_bars, interval_dots, probe_bars, retrieval_cases, retrieval_curve
+from mgca_lib.figures.evaluation import (
+    grounding_bars,
+    interval_dots,
+    pointing_dots,
+    probe_bars,
+    retrieval_cases,
+    retrieval_curve,
+)
 from mgca_lib.figures.films import image_grid, image_with_masks, localisation_cases, stride_grids
 from mgca_lib.figures.interactive import explore_words, word_panel
 from mgca_lib.figures.overview import course_map
@@ -66,6 +73,7 @@ __all__ = [
     "loss_curves",
     "method_colour",
     "patch_grid",
+    "pointing_dots",
     "probe_bars",
     "projection_maps",
     "prototype_composition",

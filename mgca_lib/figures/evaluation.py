@@ -196,6 +196,33 @@ def grounding_bars(
     return figure
 
 
+def pointing_dots(
+    summaries: Mapping[str, Mapping[str, Any]],
+    findings: Sequence[str],
+    *,
+    references: Sequence[str] = ("chance",),
+) -> Figure:
+    """Hit rates of the pointing game, a row for each finding and a dot for each method.
+
+    Args:
+        summaries: ``summaries[method][finding]`` of `mgca_lib.evaluation.grounding.GroundingSummary`.
+        findings: Rows from the top; ``"all"`` is written out. A method may lack some, the first must have all.
+        references: ``"chance"``, ``"ceiling"`` or both, drawn as the first method has them.
+
+    Raises:
+        ValueError: there is no method.
+    """
+    if not summaries:
+        raise ValueError("no method to draw")
+    first = next(iter(summaries.values()))
+    rows = {}
+    for finding in findings:
+        row = {method: vars(own[finding].pointing) for method, own in summaries.items() if finding in own}
+        row |= {name: {"mean": getattr(first[finding], name)} for name in references}
+        rows["all findings" if finding == "all" else finding] = row
+    return interval_dots(rows, value_label="pointing game: hit rate, 95 % interval over patients")
+
+
 @styled
 def interval_dots(
     scores: Mapping[str, Mapping[str, Mapping[str, float]]],
