@@ -18,7 +18,8 @@
 # **After this notebook you can** (1) say how well any map over a grid of patches could point, (2) show on
 # paper why the published token loss prefers tokens that carry no finding, (3) change its negatives so that it does not,
 # and check the new loss against a slow loop, (4) separate what an encoder knows from what a loss asks of it, (5) measure
-# how much of the film a patch has seen, and (6) hold a failure against a head that was told the truth.
+# how much of the film a patch has seen and how much of the report a word has read, and (6) hold a failure against a head
+# that was told the truth.
 #
 # - **First read** [04 Token alignment](04_token_alignment.ipynb), which measures that the published maps do not point.
 # - **Time** `smoke` about 20 s, `demo` about twelve minutes on one slow CPU core, less on two, once notebook 06 has trained its model.
@@ -140,7 +141,7 @@ run.show(figure, "ceiling", "The hit rate that no map over the patches can excee
 
 # %% [markdown]
 # So explanation A is part of the answer for small findings, and no excuse: on this very grid, maps could still hit many
-# times more often than chance. Remember the curve when you read "eight times chance" in section 9; for a finding that
+# times more often than chance. Remember the curve when you read "eight times chance" in section 10; for a finding that
 # covers a tenth of the film, that is four hits in five.
 #
 # ## 3. Explanation C, on paper: what does the loss ask?
@@ -458,34 +459,118 @@ pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in besi
 # Now the failures have addresses. Compare *told* at stride 16 with *told* at stride 8, and you see what the finer stage adds to
 # what can be known; compare *told* with `cta_grounded` at the same stride, and you see what the loss did not bring out.
 #
-# ## 8. Trained from the start
+# ## 8. What a word has read
 #
-# Frozen encoders show what a loss asks. Whoever wants to *use* the change trains with it from the start, and wants to
-# know two things: do words point, and does the linear probe suffer? The grid of notebook 14 trained `all` (published
-# token loss), `cta_grounded` and `gloria` with the same seeds, and `cta_grounded` once more with patches of stride 8 from the
-# first step on; a third of the epochs of notebook 06, so do not compare with section 5.
+# Patches hear of their neighbours, and section 6 cut that down. What of words? In a transformer every piece reads every
+# other, in every layer. The vector of *pneumothorax* in "large left effusion, no pneumothorax" may well know of the effusion,
+# and contrast over films pays for that: the effusion is the easier way to find the film. A word that stands for the whole report
+# has no reason to look at its own finding.
+#
+# The gradient tells again: change the embedding of one piece, and ask how much the vector of the word in the middle of its
+# report changes. Most of it will come from the word itself. **Before you run the next cell**: of what comes from *other* words,
+# how much comes from the eight pieces on either side? And how much if a piece reads four pieces on either side in each of two
+# layers, and never [CLS] (`word_window=4`)?
+
 
 # %%
-order = ["all", "cta_grounded", "gloria", "cta_grounded-stride-8"]
+def word_reach(one, batch):
+    """Of the change of each report's middle word: the word's own share, and shares of the rest by distance."""
+    inputs = []
+    handle = one.report_encoder.model.embeddings.register_forward_hook(lambda _, __, output: inputs.append(output))
+    tokens = one.eval().report_encoder(batch.pieces, batch.piece_keep, batch.word_ids, batch.num_words)
+    handle.remove()
+    number = tokens.keep.sum(dim=1) // 2
+    vector = tokens.local[torch.arange(len(number)), number]
+    # A transformer fixes the length of its vectors, so the length says nothing: eight random directions do.
+    directions = torch.randn(8, vector.shape[1], generator=torch.Generator().manual_seed(0)).to(vector)
+    change = sum(
+        torch.autograd.grad((vector @ direction).sum(), inputs, retain_graph=True)[0].abs().mean(dim=2)
+        for direction in directions
+    )
+    place = torch.arange(change.shape[1], device=change.device)
+    steps = (place[:, None] - place).abs().expand(len(number), -1, -1)
+    own = batch.word_ids == number[:, None]
+    away = steps.masked_fill(~own[:, None], len(place)).amin(dim=2)  # to the nearest piece of the word
+    others = change.masked_fill(own, 0)
+    return float(1 - others.sum() / change.sum()), [
+        float(others[away <= far].sum() / others.sum()) for far in distances
+    ]
+
+
+# %%
+distances = list(range(0, 41, 2))
+reports = next(pair_batches(model, pairs, batch_size=32))
+reading = {"the whole report": word_reach(model, reports)}
+model.report_encoder.word_window = 4
+reading["word_window=4"] = word_reach(model, reports)
+model.report_encoder.word_window = sizes.word_window
+figure = figures.curves(
+    distances,
+    {name: shares for name, (_, shares) in reading.items()},
+    x_label="word pieces between the two",
+    y_label="share of what other words change",
+    marks={"two layers of four": 8},
+)
+run.show(figure, "word_reach", "What other words change in the middle word of a report: the share from pieces so near.")
+for name, (own, shares) in reading.items():
+    near = shares[distances.index(8)]
+    run.record(f"word_reach/{name.replace(' ', '_')}", near)
+    print(f"{name}: {own:.0%} are the word's own; of the rest, {near:.0%} come from the eight pieces on either side")
+
+# %% [markdown]
+# Sections 5 to 7 could keep the encoders and train new heads. Not here: an encoder that grew up reading everything is lamed by
+# a window. Words that read little have to be trained that way from the start, and that is the next section.
+#
+# ## 9. Trained from the start
+#
+# Frozen encoders show what a loss asks. Whoever wants to *use* the change trains with it from the start, and wants to
+# know two things: do words point, and does the linear probe suffer? The grid of notebook 14 trained `all` (with the published
+# token loss), `cta_grounded` and `gloria` with the same seeds; a third of the epochs of notebook 06, so do not compare with
+# section 5.
+
+# %%
+by_loss = ("all", "cta_grounded", "gloria")
+by_input = ("cta_grounded", "cta_grounded-stride-8", "cta_grounded-stride-8-window")
+order = list(dict.fromkeys([*by_loss, *by_input]))
 grid = load_grid(run.root, run.profile, GRID_DIR)
 grid = grid[grid["variant"].isin(order)]
 metrics = {finding: f"grounding/{finding}/pointing" for finding in ("all", *shown)}
 found = {finding: over_seeds(grid, metric) for finding, metric in metrics.items()}
 chance = grid[grid["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
-called = {name: "cta" if name == "all" else name for name in order}  # by its token loss
-rows = {}
-for finding, by in found.items():
-    row = {called[name]: vars(by[name]) for name in order if name in by}
-    row |= {"chance": {"mean": chance[f"grounding/{finding}/chance"]}}
-    rows["all findings" if finding == "all" else finding] = row
-figure = figures.interval_dots(rows, value_label="pointing game: hit rate, mean and 95 % t interval over seeds")
-run.show(figure, "grid_pointing", "Pointing of models trained from scratch with each token loss, three seeds each.")
+
+
+def from_start(variants):
+    rows = {}
+    for finding, by in found.items():
+        row = {variant: vars(by[variant]) for variant in variants if variant in by}
+        row |= {"chance": {"mean": chance[f"grounding/{finding}/chance"]}}
+        rows["all findings" if finding == "all" else finding] = row
+    return figures.interval_dots(rows, value_label="pointing game: hit rate, mean and 95 % t interval over seeds")
+
+
+# %%
+run.show(
+    from_start(by_loss),
+    "grid_losses",
+    "Pointing of models trained from scratch with each token loss, over seeds.",
+)
+
+# %% [markdown]
+# The next figure keeps the loss and changes what goes into it: first patches of stride 8, which have seen less (section 6), then
+# also words that read four pieces on either side (section 8). **Guess**: which of the two steps is worth more?
+
+# %%
+run.show(
+    from_start(by_input),
+    "grid_inputs",
+    "Pointing from scratch: as before, with finer patches, and with words that read little on top.",
+)
 
 # %%
 for finding, by in found.items():
     for name in order:
         if name in by:
-            run.record(f"grid/{finding}/{called[name]}/pointing", by[name].as_metric())
+            run.record(f"grid/{finding}/{name}/pointing", by[name].as_metric())
 yardsticks = {"words point, all findings": "grounding/all/pointing"}
 yardsticks |= {f"CheXpert {part}": f"probe/chexpert/auroc/{part}" for part in ("1%", "10%", "100%")}
 yardsticks |= {"report to image, R@5": "retrieval/t2i/r@5"}
@@ -495,14 +580,36 @@ for label, metric in yardsticks.items():
         lines.setdefault(row["variant"], {})[label] = verdict(row["mean"], row["low"], row["high"])
         if row["n"] > 1:
             cell = {key: row[key] for key in ("mean", "low", "high", "n")}
-            run.record(f"grid/{row['variant']}-minus-cta/{metric.replace('/', '_')}", cell)
-pd.DataFrame(lines)
+            run.record(f"grid/{row['variant']}-minus-all/{metric.replace('/', '_')}", cell)
+pd.DataFrame(lines).T.rename_axis("difference to all")
+
+# %%
+steps = {
+    "other negatives": ("all", "cta_grounded"),
+    "finer patches": ("cta_grounded", "cta_grounded-stride-8"),
+    "words that read little": ("cta_grounded-stride-8", "cta_grounded-stride-8-window"),
+}
+lines = {}
+for label, (before, after) in steps.items():
+    if not {before, after} <= set(grid["variant"]):
+        continue
+    for finding, metric in metrics.items():
+        difference = paired_differences(grid, before, metric).set_index("variant").loc[after]
+        lines.setdefault(label, {})[finding] = verdict(difference["mean"], difference["low"], difference["high"])
+        if difference["n"] > 1:
+            cell = {key: difference[key] for key in ("mean", "low", "high", "n")}
+            run.record(f"grid/{after}-minus-{before}/{finding}/pointing", cell)
+pd.DataFrame(lines).T.rename_axis("difference in hit rate")
+
+# %% [markdown]
+# Three seeds separate large effects only. A step that the gradient explains so well (section 8) may still be worth too little to be
+# seen here; "no difference" together with a wide interval says that much and no more.
 
 # %% [markdown]
 # Read the probe's rows as the question was put: is the probe *no worse*? "No difference" answers it only together with
 # the number in brackets.
 #
-# ## 9. Eight times chance?
+# ## 10. Eight times chance?
 #
 # This course set itself a target before any of this was measured: pointing at least eight times chance on four findings.
 # Here is what became of it with the heads of sections 5 and 6, beside what any map over these patches could reach and what
@@ -533,23 +640,26 @@ target.round(3)
 
 # %% [markdown]
 # Heads on frozen encoders are one way to aim at it. The other is to train everything with the new loss, on patches of stride 8
-# and as long as notebook 06: `one_cell.py` of the grid with `EPOCHS = 18`. One such run is kept with the project. It is one
-# seed; the intervals are over patients.
+# and as long as notebook 06: `one_cell.py` of the grid with `EPOCHS = 18`. Two such runs are kept with the project, one of
+# them with words that read little. Each is one seed; the intervals are over patients.
 
 # %%
 kept = json.loads((run.root / "notebooks" / "grid" / "long_run.json").read_text(encoding="utf-8"))
-long = kept["cta_grounded-stride-8"]["metrics"]
 rows = {}
-for finding in shown:
-    hit, chance_of_it = long[f"grounding/{finding}/pointing"], long[f"grounding/{finding}/chance"]
-    run.record(f"long/{finding}/pointing", hit)
-    times = hit["mean"] / chance_of_it
-    rows[finding] = {
-        "hit rate": f"{hit['mean']:.3f} ({hit['low']:.3f} to {hit['high']:.3f})",
-        "eight times": f"{8 * chance_of_it:.3f}",
-        "times chance": f"{times:.1f}",
-        "reached": "yes" if times >= 8 else "no",
-    }
+for variant, cell in kept.items():
+    for finding in shown:
+        hit, chance_of_it = (
+            cell["metrics"][f"grounding/{finding}/pointing"],
+            cell["metrics"][f"grounding/{finding}/chance"],
+        )
+        run.record(f"long/{variant}/{finding}/pointing", hit)
+        times = hit["mean"] / chance_of_it
+        rows[variant, finding] = {
+            "hit rate": f"{hit['mean']:.3f} ({hit['low']:.3f} to {hit['high']:.3f})",
+            "eight times": f"{8 * chance_of_it:.3f}",
+            "times chance": f"{times:.1f}",
+            "reached": "yes" if times >= 8 else "no",
+        }
 pd.DataFrame(rows).T
 
 # %% [markdown]
@@ -569,7 +679,7 @@ between = {
 pd.DataFrame(between).T.rename_axis("0: chance, 1: ceiling").round(2)
 
 # %% [markdown]
-# ## 10. Patients
+# ## 11. Patients
 #
 # On some films of NIH ChestX-ray14 radiologists drew boxes. There is no report, so the name of the label is all that the
 # report encoder reads. Before you run the next cell: encoders that saw phantoms only, words that were learned from
@@ -604,7 +714,7 @@ pd.DataFrame(line)
 # than where lungs are is above chance on patients, too. Only what exceeds both is about *this* patient. Few boxes, most of
 # them of one label, give wide intervals; and nothing in this course has ever shown the encoders a patient.
 #
-# ## 11. A failure, looked at
+# ## 12. A failure, looked at
 #
 # Which finding stays furthest below its ceiling? One phrase of it that missed, with the map of an encoder that knows the
 # truth beside it.
@@ -641,13 +751,13 @@ print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 # asks which film belongs to the report, and every cue that tells films apart will do, whichever word it belongs to.
 # Contrast over films makes words look; it does not promise that they look at their own finding.
 #
-# ## 12. What we showed, and what not
+# ## 13. What we showed, and what not
 #
 # **Shown.** A ceiling for every finding that no map over the patches can exceed. Two codes on paper, of which the published
 # loss prefers the empty one. With the same frozen encoders, data and steps, new heads trained with the published loss
 # against new heads trained with contrast over films. How much of the film a patch has seen, and what patches that saw less are
-# worth. What the same patches yield to a head that is given the masks. Models trained from scratch, over seeds, with their
-# probes.
+# worth. What the same patches yield to a head that is given the masks. How much of the report a word has read, and what words
+# are worth that read little. Models trained from scratch, over seeds, with their probes.
 #
 # **Not shown.** That words of real reports behave like this: phantom reports have a small vocabulary, and every finding
 # that is mentioned can be seen. That pointing is understanding: a map may be right for the wrong reason. That a told head is

@@ -41,6 +41,8 @@ BAD_VALUES = [
     ("text_width", 0),
     ("text_width", 191),  # prime
     ("text_heads", 0),
+    ("word_window", -1),
+    ("word_window", 4.0),
     ("text_dropout", 1.0),
     ("text_dropout", -0.1),
     ("text_vocabulary", 5),

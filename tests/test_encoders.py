@@ -572,3 +572,37 @@ def test_heads_give_single_precision_under_autocast(kind):
         out = head(values[:, 0]) if kind is GlobalProjection else head(values, torch.ones(3, 2, dtype=torch.bool))
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.norm(dim=-1), torch.ones(out.shape[:-1]))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_word_knows_the_pieces_within_its_window_in_each_layer_and_cls_knows_all(attention):
+    """Change one piece after the other: what depends on it is what lies within two layers of two pieces."""
+    model = ReportEncoder(bert(), word_window=2).double()  # some pieces pay others very little attention
+    model.model.set_attn_implementation(attention)
+    pieces = torch.tensor([[2, *range(5, 16), 3]])
+    keep, words = torch.ones(1, 13, dtype=torch.bool), torch.tensor([[-1, *range(11), -1]])
+    with torch.no_grad():
+        before = model(pieces, keep, words, 11)
+        for place in range(13):
+            changed = pieces.clone()
+            changed[0, place] = 17
+            after = model(changed, keep, words, 11)
+            moved = (after.local - before.local)[0].abs().amax(dim=1) > 1e-12
+            near = [place > 0 and abs(word + 1 - place) <= 4 for word in range(11)]
+            assert moved.tolist() == near, place
+            assert (after.pooled - before.pooled).abs().max() > 1e-12
+
+
+def test_the_window_is_the_same_for_every_way_to_compute_attention_and_ignores_padding():
+    pieces, keep, words = report_batch()
+    eager = ReportEncoder(bert(), word_window=1)
+    fused = ReportEncoder(bert(), word_window=1)
+    fused.model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        one, two = eager(pieces, keep, words, 4), fused(pieces, keep, words, 4)
+        long = eager(F.pad(pieces, (0, 5), value=9), F.pad(keep, (0, 5)), F.pad(words, (0, 5), value=-1), 4)
+        whole = ReportEncoder(bert())(pieces, keep, words, 4)
+    for other in (two, long):
+        for name in ("pooled", "local", "weight"):
+            torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-4, atol=1e-5)
+    assert (one.local - whole.local)[0].abs().max() > 1e-3
