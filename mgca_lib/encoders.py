@@ -247,10 +247,8 @@ class ReportEncoder(nn.Module):
         near[0] = True
         # Padding reads itself, so that no softmax is over nothing.
         read = (near & piece_keep[:, None]) | torch.eye(len(place), dtype=torch.bool, device=place.device)
-        dtype = self.model.dtype
-        return torch.zeros(read.shape, dtype=dtype, device=place.device).masked_fill(~read, torch.finfo(dtype).min)[
-            :, None
-        ]
+        logits = torch.zeros(read.shape, dtype=self.model.dtype, device=place.device)
+        return logits.masked_fill(~read, torch.finfo(logits.dtype).min)[:, None]
 
 
 def merge_pieces(values: Tensor, word_ids: Tensor, num_words: int) -> tuple[Tensor, Tensor]:
