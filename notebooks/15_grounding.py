@@ -518,8 +518,8 @@ for name, (own, shares) in reading.items():
     print(f"{name}: {own:.0%} are the word's own; of the rest, {near:.0%} come from the eight pieces on either side")
 
 # %% [markdown]
-# Sections 5 to 7 could keep the encoders and train new heads. Not here: an encoder that grew up reading everything is lamed by
-# a window. Words that read little have to be trained that way from the start, and that is the next section.
+# Sections 5 to 7 could keep the encoders and train new heads. Not here: an encoder that grew up reading everything has never met
+# words that read little, and a failure would say nothing. They have to be trained that way from the start: the next section.
 #
 # ## 9. Trained from the start
 #
@@ -583,6 +583,10 @@ for label, metric in yardsticks.items():
             run.record(f"grid/{row['variant']}-minus-all/{metric.replace('/', '_')}", cell)
 pd.DataFrame(lines).T.rename_axis("difference to all")
 
+# %% [markdown]
+# Read the probe's columns as the question was put: is the probe *no worse*? "No difference" answers it only together with
+# the number in brackets. Now the same seeds again, one step at a time, by finding.
+
 # %%
 steps = {
     "other negatives": ("all", "cta_grounded"),
@@ -602,12 +606,8 @@ for label, (before, after) in steps.items():
 pd.DataFrame(lines).T.rename_axis("difference in hit rate")
 
 # %% [markdown]
-# Three seeds separate large effects only. A step that the gradient explains so well (section 8) may still be worth too little to be
-# seen here; "no difference" together with a wide interval says that much and no more.
-
-# %% [markdown]
-# Read the probe's rows as the question was put: is the probe *no worse*? "No difference" answers it only together with
-# the number in brackets.
+# Three seeds separate large effects only. A step may be well motivated (section 8) and still be worth too little to be seen here;
+# "no difference" together with a wide interval says that much and no more.
 #
 # ## 10. Eight times chance?
 #
