@@ -48,7 +48,9 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
 
 
-LATER: Mapping[str, Any] = MappingProxyType({"chunk_size": 0, "stem_width": 0, "local_stride": 16, "word_window": 0})
+LATER: Mapping[str, Any] = MappingProxyType(
+    {"chunk_size": 0, "stem_width": 0, "local_stride": 16, "word_window": 0, "mlm_epochs": 0}
+)
 """Settings that older checkpoints and runs do not name, with what was done then."""
 
 _KINDS = {
@@ -222,6 +224,9 @@ class TrainingConfig:
     workers: int = _setting(12, "loader processes per training process")
     keep_images: bool = _setting(False, "keep decoded images in memory, for a dataset that fits; use with workers 0")
     checkpoint_steps: int = _setting(500, "write a resumable checkpoint every so many steps, and after each epoch")
+    mlm_epochs: int = _setting(
+        0, "passes over the training reports in which a new report encoder first learns to fill in masked words; 0: off"
+    )
     max_train_pairs: int = _setting(0, "use only the first so many training pairs of a seeded shuffle; 0: all")
 
     def __post_init__(self) -> None:
@@ -232,7 +237,7 @@ class TrainingConfig:
         _require(self, "learning_rate", self.learning_rate > 0, "must be positive")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "must be in [0, 1)")
         _require(self, "precision", self.precision in ("auto", "fp32", "bf16"), "must be auto, fp32 or bf16")
-        for name in ("chunk_size", "weight_decay", "clip_norm", "patience", "workers", "max_train_pairs"):
+        for name in ("chunk_size", "weight_decay", "clip_norm", "patience", "workers", "mlm_epochs", "max_train_pairs"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
 
 
@@ -250,6 +255,9 @@ class Config:
         fits = batch_size % groups == 0 and batch_size // groups >= 2
         problem = f"must divide batch_size = {batch_size} into shares of at least 2 pairs"
         _require(self.alignment, "local_groups", fits, problem)
+        fits = not self.training.mlm_epochs or not self.model.text_model
+        problem = f"text_model {self.model.text_model!r} has learned to read already; leave it at 0"
+        _require(self.training, "mlm_epochs", fits, problem)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested dictionaries, ready for JSON."""

@@ -224,7 +224,7 @@ class ReportEncoder(nn.Module):
         seen: list[Tensor] = []
         handle = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
         try:
-            hidden = self.model(input_ids=pieces, attention_mask=self._attention_mask(piece_keep)).last_hidden_state
+            hidden = self.read(pieces, piece_keep)
         finally:
             handle.remove()
         piece_weight = _bert_class_attention(attention, seen[0], piece_keep)
@@ -236,6 +236,10 @@ class ReportEncoder(nn.Module):
         words, keep = merge_pieces(hidden, word_ids, num_words)
         weight, _ = merge_pieces(piece_weight[..., None], word_ids, num_words)
         return Tokens(pooled=hidden[:, 0], local=words, keep=keep, weight=weight[..., 0])
+
+    def read(self, pieces: Tensor, piece_keep: Tensor) -> Tensor:
+        """Return what the last layer says about each piece, ``(B, T, feature_dim)``; inputs as of :meth:`forward`."""
+        return self.model(input_ids=pieces, attention_mask=self._attention_mask(piece_keep)).last_hidden_state
 
     def _attention_mask(self, piece_keep: Tensor) -> Tensor:
         """Which pieces are read: ``(B, T)`` int64 by all alike, or ``(B, 1, T, T)`` to be added to the logits."""

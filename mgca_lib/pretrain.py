@@ -40,9 +40,11 @@ from mgca_lib.data.studies import DatasetError, Studies, load_studies
 from mgca_lib.data.tokenization import TokenizerError, load_tokenizer, train_tokenizer
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import EncoderError, Tokens
-from mgca_lib.model import Losses, build_model
+from mgca_lib.masked_language import train_masked_language
+from mgca_lib.model import MGCA, Losses, build_model
 from mgca_lib.run import progress
 from mgca_lib.training_state import (
+    MLM_FILE,
     PARTS,
     Keeper,
     PretrainError,
@@ -52,6 +54,7 @@ from mgca_lib.training_state import (
     open_run,
     restore,
     run_identity,
+    write_json,
 )
 
 _WARMUP_START = 1e-8
@@ -112,6 +115,10 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     if resume_from is None:
         tokenizer = _tokenizer(config, train)
         model = build_model(config, tokenizer, seed=seed)
+        if training.mlm_epochs:
+            learned = _learn_to_read(model, tokenizer, train, valid, config, seed, accelerator)
+            if accelerator.is_main_process:
+                write_json(out / MLM_FILE, learned)
     else:  # a run goes on with the text encoder it has, wherever that came from
         model, tokenizer = rebuild(resume_from, config)
     if training.sync_batchnorm and processes > 1:
@@ -289,6 +296,31 @@ def _tokenizer(config: Config, train: Studies) -> PreTrainedTokenizerBase:
         return load_tokenizer(config.model.text_model)
     # Sorted, so that neither the order of the table nor repeated reports change the vocabulary.
     return train_tokenizer(sorted(set(report_texts(train))), vocabulary=config.model.text_vocabulary)
+
+
+def _learn_to_read(
+    model: MGCA,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Studies,
+    valid: Studies,
+    config: Config,
+    seed: int,
+    accelerator: Accelerator,
+) -> list[dict[str, float]]:
+    """Let a new report encoder fill in masked words, for ``mlm_epochs`` passes at the run's own rate and batch size."""
+    model.to(accelerator.device)
+    return train_masked_language(
+        model.report_encoder,
+        tokenizer,
+        report_texts(train),
+        report_texts(valid),
+        epochs=config.training.mlm_epochs,
+        batch_size=config.training.batch_size,
+        learning_rate=config.training.learning_rate,
+        max_pieces=config.model.max_pieces,
+        seed=seed,
+        accelerator=accelerator,
+    )
 
 
 def _pairs(

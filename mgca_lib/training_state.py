@@ -40,6 +40,7 @@ from mgca_lib.run import package_versions
 PARTS = ("instance", "token", "prototype", "total")
 HISTORY_FILE = "history.json"
 FINISHED_FILE = "finished.json"
+MLM_FILE = "masked_language.json"
 
 # These decide how a run is computed, not what. batch_size belongs to them since its product with the number of
 # processes is compared instead.
@@ -109,14 +110,14 @@ class Keeper:
                 state=_optimizer_tensors(self.optimizer),
                 counters=asdict(state),
             )
-            _write_json(self.out / HISTORY_FILE, state.history)
+            write_json(self.out / HISTORY_FILE, state.history)
         self.accelerator.wait_for_everyone()
 
     def finish(self, state: Progress) -> Pretraining:
         """Mark the run as finished."""
         if self.accelerator.is_main_process:
-            _write_json(self.out / HISTORY_FILE, state.history)
-            _write_json(self.out / FINISHED_FILE, {"identity": self.identity, "history": state.history})
+            write_json(self.out / HISTORY_FILE, state.history)
+            write_json(self.out / FINISHED_FILE, {"identity": self.identity, "history": state.history})
         self.accelerator.wait_for_everyone()
         return Pretraining(best=self.out / "best", last=self.out / "last", history=state.history, trained=True)
 
@@ -327,7 +328,8 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{name}": torch.as_tensor(value) for index, slot in slots.items() for name, value in slot.items()}
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a small file as a whole, or raise :class:`PretrainError` and leave what was there."""
     part = path.with_name(path.name + ".part")
     with _writing(path):
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

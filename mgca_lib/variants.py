@@ -60,6 +60,12 @@ _ALL = (
         {"token_form": "cta_grounded", "local_stride": 8, "word_window": 4},
         "As cta_grounded-stride-8, and a word reads four word pieces on either side in each layer.",
     ),
+    Variant(
+        "cta_grounded-stride-8-window-mlm",
+        "words",
+        {"token_form": "cta_grounded", "local_stride": 8, "word_window": 4, "mlm_epochs": 10},
+        "As cta_grounded-stride-8-window, and the report encoder first fills in masked words for ten passes.",
+    ),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),
     Variant("queue", "prototypes", {"queue_size": 1024}, "Sinkhorn balances the last 1,024 embeddings with the batch."),
