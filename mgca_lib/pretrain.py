@@ -376,8 +376,9 @@ def _precision(config: Config) -> str:
         return "bf16" if wanted == "bf16" else "no"
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    # Only matrix tiles make bf16 faster than fp32 on a CPU; without them it is slower.
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+    # A CPU without one of these two sets of instructions emulates bf16, and is slower in it than in fp32.
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if fast else "no"
 
 
 def _has_idle_parameters(config: Config) -> bool:
