@@ -14,6 +14,7 @@ import torch
 from benchmarks.harness import both_clocks, chosen, matrix_product, parse_options, time_in_turn, write_result
 from benchmarks.steps import baseline_step, build, count_operations, losses_alone, paper_config, training_step
 from benchmarks.synthetic import make_batch
+from mgca_lib.run import cpu_is_fast_in_bf16
 
 BATCH_SIZE = 16
 RATE_TARGET, SPEED_TARGET = 0.45, 4.0
@@ -26,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         batch = make_batch(Path(folder), config.model, options.pick(BATCH_SIZE, 4))
     model = build(config)
-    # Only matrix tiles make bf16 faster than fp32 on a CPU; without them it is slower.
-    bf16 = torch.cpu._is_amx_tile_supported()
+    bf16 = cpu_is_fast_in_bf16()
     step = training_step(model, batch, bf16=bf16)
     operations, padding = count_operations(step, model, batch)
     multiply, product_operations = matrix_product(
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notes = {
         "batch": len(batch),
         "mean pieces": float(batch.piece_keep.sum() / len(batch)),
-        "precision": "bf16 autocast" if bf16 else "fp32: this processor has no matrix tiles",
+        "precision": "bf16 autocast" if bf16 else "fp32: this processor has no instructions for bf16",
         "operations": "matrix products that the step executes, by torch.utils.flop_counter",
     }
     write_result(

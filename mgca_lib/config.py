@@ -225,7 +225,7 @@ class TrainingConfig:
     keep_images: bool = _setting(False, "keep decoded images in memory, for a dataset that fits; use with workers 0")
     checkpoint_steps: int = _setting(500, "write a resumable checkpoint every so many steps, and after each epoch")
     mlm_epochs: int = _setting(
-        0, "passes over the training reports in which a new report encoder first learns to fill in masked words; 0: off"
+        0, "passes over the training reports in which the report encoder first learns to fill in masked words; 0: off"
     )
     max_train_pairs: int = _setting(0, "use only the first so many training pairs of a seeded shuffle; 0: all")
 
@@ -255,9 +255,6 @@ class Config:
         fits = batch_size % groups == 0 and batch_size // groups >= 2
         problem = f"must divide batch_size = {batch_size} into shares of at least 2 pairs"
         _require(self.alignment, "local_groups", fits, problem)
-        fits = not self.training.mlm_epochs or not self.model.text_model
-        problem = f"text_model {self.model.text_model!r} has learned to read already; leave it at 0"
-        _require(self.training, "mlm_epochs", fits, problem)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested dictionaries, ready for JSON."""

@@ -14,13 +14,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import (
     BertForMaskedLM,
+    BertModel,
     DataCollatorForLanguageModeling,
     PreTrainedTokenizerBase,
     get_cosine_schedule_with_warmup,
 )
 
 from mgca_lib.data.tokenization import TokenizedReports, tokenize_reports
-from mgca_lib.encoders import ReportEncoder
+from mgca_lib.encoders import EncoderError, ReportEncoder
 from mgca_lib.run import progress
 
 _NOT_MASKED = -100  # what the collator writes where nothing is to be guessed
@@ -48,7 +49,8 @@ def train_masked_language(
     away in the end. Every process trains alone and alike, since this is short.
 
     Args:
-        encoder: A report encoder of the class BertModel, on the accelerator's device.
+        encoder: A report encoder around a BertModel, on the accelerator's device; new, or one that has learned from
+            other texts.
         tokenizer: Its tokenizer.
         train: Cleaned reports.
         valid: Cleaned reports to measure on; they are masked alike in every epoch.
@@ -62,14 +64,20 @@ def train_masked_language(
     Returns:
         One dictionary an epoch: ``epoch``, ``train`` and ``valid``, mean cross-entropy of a masked piece in nats;
         ``log(vocabulary)`` is a blind guess.
+
+    Raises:
+        EncoderError: the model is of another class, whose guessing layer would be another.
     """
+    if not isinstance(encoder.model, BertModel):
+        name = type(encoder.model).__name__
+        raise EncoderError(f"mlm_epochs: needs a BertModel, and text_model is a {name}; leave mlm_epochs at 0")
     torch.manual_seed(seed)
     head = _guessing_head(encoder).to(accelerator.device)
     parameters = list({id(weight): weight for part in (encoder, head) for weight in part.parameters()}.values())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
     reports = tokenize_reports(tokenizer, train, max_pieces=max_pieces)
     held_out = tokenize_reports(tokenizer, valid, max_pieces=max_pieces)
-    collate = DataCollatorForLanguageModeling(tokenizer, seed=seed)
+    collate = _collator(tokenizer, seed)
     steps = epochs * (len(reports) // batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
     bar = progress(total=steps, description="masked words")
@@ -109,6 +117,13 @@ def _guessing_head(encoder: ReportEncoder) -> nn.Module:
     return head
 
 
+def _collator(tokenizer: PreTrainedTokenizerBase, seed: int) -> DataCollatorForLanguageModeling:
+    collate = DataCollatorForLanguageModeling(tokenizer)
+    # Its own way to have a seed refuses to work in a process that another one started.
+    collate.generator = torch.Generator().manual_seed(seed)
+    return collate
+
+
 def _batches(
     reports: TokenizedReports,
     order: Sequence[int],
@@ -146,7 +161,7 @@ def _measure(
     accelerator: Accelerator,
 ) -> float:
     encoder.eval()
-    collate = DataCollatorForLanguageModeling(tokenizer, seed=_VALIDATION_SEED)
+    collate = _collator(tokenizer, _VALIDATION_SEED)
     total, masked = 0.0, 0
     for batch in _batches(reports, range(len(reports)), batch_size, collate, complete=False):
         loss, count = _loss(encoder, head, batch, accelerator)

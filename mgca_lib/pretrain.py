@@ -42,7 +42,7 @@ from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import EncoderError, Tokens
 from mgca_lib.masked_language import train_masked_language
 from mgca_lib.model import MGCA, Losses, build_model
-from mgca_lib.run import progress
+from mgca_lib.run import cpu_is_fast_in_bf16, progress
 from mgca_lib.training_state import (
     MLM_FILE,
     PARTS,
@@ -376,9 +376,7 @@ def _precision(config: Config) -> str:
         return "bf16" if wanted == "bf16" else "no"
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    # A CPU without one of these two sets of instructions emulates bf16, and is slower in it than in fp32.
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if fast else "no"
+    return "bf16" if cpu_is_fast_in_bf16() else "no"
 
 
 def _has_idle_parameters(config: Config) -> bool:

@@ -267,6 +267,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
+def cpu_is_fast_in_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices faster than fp32: by AMX tiles or by AVX-512 BF16.
+
+    Any other emulates bf16, and is slower in it than in fp32.
+    """
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 def git_commit(root: Path) -> str:
     """Return the commit of the project, with ``+`` when files differ from it, or ``""`` outside git."""
     try:

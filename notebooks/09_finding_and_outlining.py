@@ -388,7 +388,7 @@ STEPS = {  # optimiser steps of each head; a share that is not named is left out
 def recipes(task, names):
     if run.profile == "paper":
         return {name: dict.fromkeys(FRACTIONS, HeadRecipe()) for name in names}
-    plan = STEPS[run.profile][task]
+    plan = STEPS.get(run.profile, STEPS["demo"])[task]
     return {n: {k: HeadRecipe(epochs=1, min_steps=steps, checks=4) for k, steps in plan[n].items()} for n in names}
 
 

@@ -43,6 +43,8 @@ BAD_VALUES = [
     ("text_heads", 0),
     ("word_window", -1),
     ("word_window", 4.0),
+    ("mlm_epochs", -1),
+    ("mlm_epochs", 2.0),
     ("text_dropout", 1.0),
     ("text_dropout", -0.1),
     ("text_vocabulary", 5),

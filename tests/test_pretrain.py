@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import CARD, tiny_config, tiny_studies, tiny_table
 from run_helpers import assert_same_run, command_words, die_at, in_child, timeless
 from safetensors.torch import load_file, save_file
@@ -28,6 +29,7 @@ from mgca_lib.data.studies import DatasetError, write_studies
 from mgca_lib.data.tokenization import train_tokenizer
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import EncoderError, Tokens
+from mgca_lib.masked_language import train_masked_language
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import PretrainError, learning_rate_at, main, pretrain, retrieval_accuracy
 
@@ -291,6 +293,63 @@ def test_tensorboard_reads_the_log(undisturbed):
         steps = [value for step, value in found["train/total"] if row["step"] - 2 < step <= row["step"]]
         assert np.mean(steps) == pytest.approx(row["train/total"], rel=1e-6)
         assert dict(found["epoch/valid/total"])[row["step"]] == pytest.approx(row["valid/total"], rel=1e-6)
+
+
+# ---- masked words first
+
+
+MLM = {"mlm_epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def read_first(small, tmp_path_factory):
+    """A run whose report encoder fills in masked words first, for four steps."""
+    return pretrain(tiny_config(**MLM), small, tmp_path_factory.mktemp("mlm") / "run", seed=3)
+
+
+def test_a_run_begins_with_the_encoder_that_has_read(small, tmp_path, monkeypatch):
+    config, out = tiny_config(**MLM), tmp_path / "run"
+    begins_with = {}
+
+    def first_step(model, *_, **__):
+        begins_with.update({name: value.clone() for name, value in model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_optimiser_step", first_step)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, small, out, seed=3)
+    train, valid = (report_texts(small.split(name)) for name in ("train", "valid"))
+    tokenizer = train_tokenizer(sorted(set(train)), vocabulary=config.model.text_vocabulary)
+    model = build_model(config, tokenizer, seed=3)
+    untrained = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"learning_rate": config.training.learning_rate, "max_pieces": config.model.max_pieces, "seed": 3}
+    history = train_masked_language(
+        model.report_encoder, tokenizer, train, valid, epochs=2, batch_size=8, accelerator=Accelerator(), **settings
+    )
+    assert json.loads((out / "masked_language.json").read_text()) == history
+    for name, value in model.state_dict().items():
+        assert torch.equal(begins_with[name], value), name
+        if not name.startswith("report_encoder."):
+            assert torch.equal(value, untrained[name]), name
+    assert not torch.equal(
+        *(
+            weights["report_encoder.model.encoder.layer.0.attention.self.query.weight"]
+            for weights in (begins_with, untrained)
+        )
+    )
+
+
+# Four steps fill in words, four align.
+@pytest.mark.parametrize("step", [2, 4, 5, 7])
+def test_killed_while_reading_or_after(small, read_first, tmp_path, step):
+    def killed(out):
+        die_at(torch.optim.AdamW, "step", step)
+        pretrain(tiny_config(**MLM), small, out, seed=3, resume=True)
+
+    out = tmp_path / "run"
+    assert in_child(killed, out) == -signal.SIGKILL
+    assert_same_run(pretrain(tiny_config(**MLM), small, out, seed=3, resume=True), read_first)
+    assert (out / "masked_language.json").read_bytes() == (read_first.last.parent / "masked_language.json").read_bytes()
 
 
 # ---- kill and resume

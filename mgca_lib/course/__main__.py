@@ -26,7 +26,6 @@ from mgca_lib.variants import VARIANTS
 
 LONGEST = ("08_seeing_prototypes", "09_finding_and_outlining", "13_phantoms_to_patients")
 """Started before others where there is a choice, so that none of them runs alone at the end."""
-COURSE_PROFILES = [name for name in PROFILES if name != "full_width"]  # 09 and 13 have no plan for that one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="execute what is missing or out of date, then print the table")
-    run.add_argument("--profile", choices=COURSE_PROFILES, default="demo")
+    run.add_argument("--profile", choices=PROFILES, default="demo")
     run.add_argument("--seed", type=int, default=42)
     run.add_argument("--seeds", type=int, nargs="+", default=[], help="repeat 03, 04 and 06 to 08 with these seeds")
     run.add_argument(
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--force", action="store_true", help="execute everything again")
 
     grid = commands.add_parser("grid", help="train and measure variants (mgca_lib/variants.py) over several seeds")
-    grid.add_argument("--profile", choices=COURSE_PROFILES, default="demo")
+    grid.add_argument("--profile", choices=PROFILES, default="demo")
     grid.add_argument("--seed", type=int, default=42)
     grid.add_argument("--seeds", type=int, nargs="+", default=[], help="further seeds")
     grid.add_argument("--variants", nargs="+", default=[], help="default: the ablation and the token terms that ground")
