@@ -21,7 +21,8 @@ USAGE = f"""usage: python -m benchmarks [NAME ...] [OPTION ...]
 
 Without a NAME all run: {", ".join(SCRIPTS)}.
 Options are handed on to each; python -m benchmarks.losses --help lists them.
---table prints the results in benchmarks/results as a table in Markdown."""
+--table prints the results in benchmarks/results as a table in Markdown; those of a second computer are kept beside
+the first's by --out benchmarks/results/COMPUTER."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

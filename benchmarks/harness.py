@@ -262,9 +262,9 @@ def verdict(ratio: float, target: float, at_most: bool) -> str:
 
 
 def results_table(folder: Path) -> str:
-    """Return the results of a folder as a table in Markdown."""
+    """Return the results of a folder and its subfolders, one for each further computer, as a table in Markdown."""
     rows = ["| Claim | Ratio | Target | Measured on |", "|---|---:|---|---|"]
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.rglob("*.json"), key=lambda path: (path.stem, path.parent)):
         result = json.loads(path.read_text(encoding="utf-8"))
         machine = result["hardware"]
         threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['processor']}"

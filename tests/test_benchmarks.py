@@ -6,6 +6,7 @@ import math
 import platform
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ WRITES = {
     "step_cpu": ("step_cpu", "step_cpu_rate"),
 }
 ON_A_GPU = ("step_gpu_144", "step_gpu_largest", "step_gpu_losses")
-COMMITTED = sorted(harness.RESULTS.glob("*.json"))
+COMMITTED = sorted(harness.RESULTS.rglob("*.json"))
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_every_script_is_run_by_make_bench():
     assert scripts == set(everything.SCRIPTS) == set(WRITES) | {"step_gpu"}
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: "-".join(path.relative_to(harness.RESULTS).parts))
 def test_committed_results_are_whole_and_name_no_computer(path):
     result = check(path)
     assert not result["quick"]
@@ -127,12 +128,15 @@ def test_the_table_quotes_the_results(tmp_path, capsys):
     harness.write_result("a", options, claim="A.", ratio=12.345, target=3.0, medians={"x": 1.0}, repeats=1)
     assert check(tmp_path / "a.json")["repeats"] == 1
     assert check(tmp_path / "b.json")["repeats"] == 3
+    other = replace(options, out=tmp_path / "another-computer")
+    harness.write_result("a", other, claim="A.", ratio=2.5, target=3.0, medians={"x": 1.0})
     rows = harness.results_table(tmp_path).splitlines()
     assert [row.rsplit("|", 2)[0] for row in rows[2:]] == [
         "| A. | 12.35 | at least 3; reached ",
+        "| A. | 2.5 | at least 3; missed ",
         "| B. | 0.5 | at least 1; missed ",
     ]
-    assert capsys.readouterr().out.splitlines()[-1] == "a: ratio 12.35 (target: at least 3; reached)"
+    assert capsys.readouterr().out.splitlines()[-1] == "a: ratio 2.5 (target: at least 3; missed)"
 
 
 def test_names_pick_scripts_and_options_reach_them(monkeypatch, capsys):
