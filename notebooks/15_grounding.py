@@ -61,7 +61,7 @@ from mgca_lib.data.transforms import ImageTransform, to_display
 from mgca_lib.evaluation import grounding
 from mgca_lib.evaluation.features import pair_batches
 from mgca_lib.evaluation.local_heads import local_features, train_local_heads, with_local_stride
-from mgca_lib.evaluation.mask_heads import finding_maps, patch_shares, train_mask_head
+from mgca_lib.evaluation.mask_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS
 from mgca_lib.grid_results import load_grid, over_seeds, paired_differences, verdict
 from mgca_lib.pretrain import pretrain
@@ -429,7 +429,13 @@ for number, phrase in enumerate(cases.itertuples(), start=1):
 #
 # That is no competitor, for it was told what no report tells. It is a yardstick. Where it is far above the words, the loss leaves
 # something lying about. Where it is near chance itself, no loss over reports can be expected to make these patches point.
-# **Guess before you run the next cell**: which of the four findings will the masks help most, and which least?
+#
+# Between words and masks there is a third teacher: **labels**. The same two layers, told for each training film *which*
+# findings it shows and not *where*: the film's odds of a finding are the mean of its patches' odds, so some patch has to
+# stand up for it. A reader who understood every report would know that much (and the side on top). So the way from chance to the
+# masks has two parts: from words to labels, which is reading; from labels to masks, which is place.
+# **Guess before you run the next cell**: which of the four findings will the masks help most, and which least? And for which
+# will labels be nearly enough?
 
 # %%
 known = grounding.load_phrases(run.raw / "mimic_cxr" / "ground_truth", studies.split("train"))
@@ -438,19 +444,27 @@ told = {"told": (model, features)} | ({"told-stride-8": (finer, fine_features)} 
 for name, (one, own) in told.items():
     size = {"films": len(own), "patches": own.patches.shape[1]}
     shares = patch_shares(known, **size, findings=findings, **square)
-    head = train_mask_head(own.patches, shares, **settings)
-    drawn = finding_maps(head, local_features(one, tokenizer, test).patches)
-    found = grounding.ground_findings(phrases, drawn, findings, **square)
-    summary[name] = grounding.summarise_grounding(found, seed=run.seed)
+    asked = local_features(one, tokenizer, test).patches
+    heads = {
+        name: train_mask_head(own.patches, shares, **settings),
+        name.replace("told", "labels"): train_label_head(own.patches, shares.amax(dim=1) > 0, **settings),
+    }
+    for teacher, head in heads.items():
+        found = grounding.ground_findings(phrases, finding_maps(head, asked), findings, **square)
+        summary[teacher] = grounding.summarise_grounding(found, seed=run.seed)
 
 # %%
-heads_of = ("cta_grounded", "told", "cta_grounded-stride-8", "told-stride-8")
-beside = {name: summary[name] for name in heads_of if name in summary}
+taught = [f"{teacher}{stage}" for stage in ("", "-stride-8") for teacher in ("cta_grounded", "labels", "told")]
+beside = {name: summary[name] for name in taught if name in summary}
 figure = figures.pointing_dots(beside, shown_rows)
-run.show(figure, "told", "Pointing by finding: heads that read reports, and heads that were given the masks.")
+run.show(
+    figure,
+    "told",
+    "Pointing by finding: heads that read reports, that were told labels, and that were given the masks.",
+)
 
 # %%
-for name in told:
+for name in (name for name in beside if not name.startswith("cta")):
     for finding in enough:
         run.record(f"grounding/{finding}/{name}/pointing", summary[name][finding].pointing.as_metric())
 pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in beside.items()} for finding in enough}).T
@@ -530,7 +544,12 @@ for name, (own, shares) in reading.items():
 
 # %%
 by_loss = ("all", "cta_grounded", "gloria")
-by_input = ("cta_grounded", "cta_grounded-stride-8", "cta_grounded-stride-8-window")
+by_input = (
+    "cta_grounded",
+    "cta_grounded-stride-8",
+    "cta_grounded-stride-8-window",
+    "cta_grounded-stride-8-window-mlm",
+)
 order = list(dict.fromkeys([*by_loss, *by_input]))
 grid = load_grid(run.root, run.profile, GRID_DIR)
 grid = grid[grid["variant"].isin(order)]
@@ -557,13 +576,20 @@ run.show(
 
 # %% [markdown]
 # The next figure keeps the loss and changes what goes into it: first patches of stride 8, which have seen less (section 6), then
-# also words that read four pieces on either side (section 8). **Guess**: which of the two steps is worth more?
+# also words that read four pieces on either side (section 8).
+#
+# The last step is about reading, too. The paper's report encoder starts from BioClinicalBERT, which had filled in the masked
+# words of millions of clinical notes; ours starts from random numbers, and has to find out what *no* does to *pneumothorax* by
+# looking at films. With `mlm_epochs=10` it fills in masked words of the training reports for ten passes first (masked language
+# modelling, MLM), without any film, and then everything trains as before.
+#
+# **Guess**: which of the three steps is worth most for pointing, and which for the linear probe, which never reads a word?
 
 # %%
 run.show(
     from_start(by_input),
     "grid_inputs",
-    "Pointing from scratch: as before, with finer patches, and with words that read little on top.",
+    "Pointing from scratch: as before, with finer patches, with words that read little, with words that have read before.",
 )
 
 # %%
@@ -585,25 +611,27 @@ pd.DataFrame(lines).T.rename_axis("difference to all")
 
 # %% [markdown]
 # Read the probe's columns as the question was put: is the probe *no worse*? "No difference" answers it only together with
-# the number in brackets. Now the same seeds again, one step at a time, by finding.
+# the number in brackets. Now the same seeds again, one step at a time: first the yardsticks, then the four findings.
 
 # %%
 steps = {
     "other negatives": ("all", "cta_grounded"),
     "finer patches": ("cta_grounded", "cta_grounded-stride-8"),
     "words that read little": ("cta_grounded-stride-8", "cta_grounded-stride-8-window"),
+    "masked words first": ("cta_grounded-stride-8-window", "cta_grounded-stride-8-window-mlm"),
 }
+measures = yardsticks | {finding: metrics[finding] for finding in shown}
 lines = {}
 for label, (before, after) in steps.items():
     if not {before, after} <= set(grid["variant"]):
         continue
-    for finding, metric in metrics.items():
+    for name, metric in measures.items():
         difference = paired_differences(grid, before, metric).set_index("variant").loc[after]
-        lines.setdefault(label, {})[finding] = verdict(difference["mean"], difference["low"], difference["high"])
+        lines.setdefault(label, {})[name] = verdict(difference["mean"], difference["low"], difference["high"])
         if difference["n"] > 1:
             cell = {key: difference[key] for key in ("mean", "low", "high", "n")}
-            run.record(f"grid/{after}-minus-{before}/{finding}/pointing", cell)
-pd.DataFrame(lines).T.rename_axis("difference in hit rate")
+            run.record(f"grid/{after}-minus-{before}/{metric.replace('/', '_')}", cell)
+pd.DataFrame(lines).rename_axis("difference")
 
 # %% [markdown]
 # Three seeds separate large effects only. A step may be well motivated (section 8) and still be worth too little to be seen here;

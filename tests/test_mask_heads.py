@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from mgca_lib.data.studies import DatasetError
+from mgca_lib.evaluation import mask_heads
 from mgca_lib.evaluation.grounding import Phrases, ground_findings, ground_phrases, summarise_grounding
-from mgca_lib.evaluation.mask_heads import finding_maps, patch_shares, train_mask_head
+from mgca_lib.evaluation.mask_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SQUARE = {"stored_size": 16, "image_size": 16}
@@ -46,14 +47,15 @@ def test_shares_by_hand(tmp_path):
         patch_shares(phrases, films=3, patches=4, findings=FINDINGS, **SQUARE)
 
 
-def planted(folder, films, *, seed):
-    """One nodule a film in a quarter at random; its patch differs from the others by one product of two widths."""
+def planted(folder, films, *, seed, every=1):
+    """A nodule in ``every`` so many-th film, in a quarter at random; its patch differs by one product of two widths."""
     rng = np.random.default_rng(seed)
     quarters = rng.integers(0, 4, films)
-    phrases = phrases_of(folder, [(row, "nodule", {int(quarter)}) for row, quarter in enumerate(quarters)])
+    ill = np.arange(0, films, every)
+    phrases = phrases_of(folder, [(int(row), "nodule", {int(quarters[row])}) for row in ill])
     signs = rng.choice([-1.0, 1.0], (films, 4, 6))
     signs[..., 1] = -signs[..., 0]
-    signs[np.arange(films), quarters, 1] *= -1  # only the product of the first two tells: no linear head can
+    signs[ill, quarters[ill], 1] *= -1  # only the product of the first two tells: no linear head can
     noise = 0.1 * rng.normal(size=signs.shape)
     return phrases, torch.tensor((signs + noise) * [1, 1, 1, 1, 1, 1000], dtype=torch.float32)
 
@@ -79,6 +81,37 @@ def test_a_planted_sign_is_found_on_other_films_and_noise_is_not(tmp_path):
         hits[kind] = summarise_grounding(found, resamples=10)["nodule"].pointing.mean
     assert hits["planted"] > 0.95
     assert abs(hits["noise"] - 0.25) < 0.15  # chance; three standard errors are 0.13
+
+
+def test_labels_of_whole_films_teach_the_place_and_shuffled_ones_do_not(tmp_path):
+    """Half of the films are ill. The head is never told where; each film's label must lead it there."""
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    known, train = planted(tmp_path / "train", 384, seed=1, every=2)
+    asked, test = planted(tmp_path / "test", 96, seed=2)
+    labels = torch.zeros(384, 2, dtype=torch.bool)
+    labels[known.table["row"].tolist(), 1] = True
+    shuffled = labels[torch.randperm(384, generator=torch.Generator().manual_seed(0))]
+    hits = {}
+    for name, told in (("own", labels), ("shuffled", shuffled)):
+        head = train_label_head(train, told, hidden=32, epochs=30, learning_rate=1e-2)
+        found = ground_findings(asked, finding_maps(head, test), FINDINGS, **SQUARE)
+        hits[name] = summarise_grounding(found, resamples=10)["nodule"].pointing.mean
+    assert hits["own"] > 0.95
+    assert abs(hits["shuffled"] - 0.25) < 0.15
+
+
+def test_the_loss_of_labels_by_hand(monkeypatch):
+    """Three patches with odds 1, 3 and 8: the film's odds are their mean, 4, and its loss is log(5) or log(5 / 4)."""
+    losses = []
+
+    def watched(patches, targets, loss, **_):
+        losses.append(loss(torch.tensor([[[1.0], [3.0], [8.0]]]).log(), targets).item())
+
+    monkeypatch.setattr(mask_heads, "train_head", watched)
+    for label in (0, 1):
+        train_label_head(torch.zeros(1, 3, 2), torch.tensor([[label]]))
+    assert losses == pytest.approx([np.log(5), np.log(5 / 4)])
 
 
 def test_the_same_seed_gives_the_same_head_and_leaves_the_global_one_alone(tmp_path):
@@ -110,6 +143,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     shares = patch_shares(phrases, films=24, patches=4, findings=FINDINGS, **SQUARE)
     with pytest.raises(ValueError, match=r"patches \(24, 4, 6\) and shares \(23, 4, 2\)"):
         train_mask_head(patches, shares[:23])
+    with pytest.raises(ValueError, match=r"patches \(24, 4, 6\) and labels \(23, 2\)"):
+        train_label_head(patches, torch.zeros(23, 2))
     with pytest.raises(ValueError, match="24 films do not fill a batch of 25"):
         train_mask_head(patches, shares, batch_size=25)
     with pytest.raises(ValueError, match=r"maps must be \(N, 2, P\) for 2 findings, got \(24, 1, 4\)"):
