@@ -72,7 +72,7 @@ def train_masked_language(
         name = type(encoder.model).__name__
         raise EncoderError(f"mlm_epochs: needs a BertModel, and text_model is a {name}; leave mlm_epochs at 0")
     torch.manual_seed(seed)
-    head = _guessing_head(encoder).to(accelerator.device)
+    head = _guessing_head(encoder).to(accelerator.device, encoder.model.dtype)
     parameters = list({id(weight): weight for part in (encoder, head) for weight in part.parameters()}.values())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
     reports = tokenize_reports(tokenizer, train, max_pieces=max_pieces)

@@ -315,7 +315,7 @@ def _learn_to_read(
         report_texts(train),
         report_texts(valid),
         epochs=config.training.mlm_epochs,
-        batch_size=config.training.batch_size,
+        batch_size=config.training.batch_size * accelerator.num_processes,
         learning_rate=config.training.learning_rate,
         max_pieces=config.model.max_pieces,
         seed=seed,
