@@ -169,7 +169,9 @@ pd.DataFrame(recipes).loc[[*shown, "epochs"]]
 # %% [markdown]
 # The learning rate of `paper` is the smallest by far: trained weights are to be bent, not built. Its batch of 72 is that of
 # each of two GPUs; its report encoder is the first half of Bio_ClinicalBERT's layers, and the `demo` image encoder is a
-# ResNet-10 with half the usual width.
+# ResNet-10 with half the usual width. The other difference is not in the table: Bio_ClinicalBERT has filled in the masked words of
+# millions of notes before it meets a film, and the report encoder of `demo` has never read anything. `mlm_epochs` lets it read the
+# training reports first; it is 0 here, and notebook 15 measures what it is worth.
 
 # %%
 from mgca_lib import figures
