@@ -70,7 +70,7 @@ rule notebook:
         notebook="notebooks/{name}.py",
         sources=lambda wildcards: source_files(Path(f"notebooks/{wildcards.name}.py"), Path()),
         grid=lambda wildcards: ["notebooks/grid/demo.csv"] if wildcards.name in READ_GRID else [],
-        long=lambda wildcards: ["notebooks/grid/long_run.json"] if wildcards.name == "15_grounding" else [],
+        long=lambda wildcards: ["notebooks/grid/long.csv"] if wildcards.name == "15_grounding" else [],
         needs=lambda wildcards: [f"{folder_of(need, wildcards.more)}/metrics.json" for need in NEEDS[wildcards.name]],
     output:
         OUTPUTS + "{more}/{name}/metrics.json",

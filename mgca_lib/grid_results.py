@@ -4,11 +4,15 @@ A whole grid takes more than an hour, so ``make course`` does not train it: its 
 ``notebooks/grid/demo.csv``, with how they came about in ``demo.json`` beside it. ``make grid`` repeats them, and own
 cells then take the place of the committed ones. The same seed gives every variant the same data in the same order, so
 variants are compared by differences within a seed.
+
+Cells of the kind ``"grid"`` share their number of epochs. Those of the kind ``"long"`` had three times as many; they
+live in ``outputs/PROFILE/long`` and ``notebooks/grid/long.csv``, and are not compared with the others.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +21,12 @@ from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metric
 from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
-COMMITTED = Path("notebooks", "grid", "demo.csv")
+Kind = Literal["grid", "long"]
+
+COMMITTED = MappingProxyType(
+    {"grid": Path("notebooks", "grid", "demo.csv"), "long": Path("notebooks", "grid", "long.csv")}
+)
+"""The tables that come with the project, by kind; how their cells came about is in the ``.json`` beside each."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
 """What notebooks 14 and 15 compare, and ``make grid`` trains unless told otherwise."""
@@ -50,7 +59,7 @@ def grid_table(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 
-def load_grid(root: str | Path, profile: str, folder: str | Path = "") -> pd.DataFrame:
+def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: Kind = "grid") -> pd.DataFrame:
     """Read the results that a notebook shows.
 
     Own cells come first. At ``demo``, committed cells fill in variants and seeds that you did not run. Numbers of two
@@ -60,7 +69,8 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "") -> pd.Dat
     Args:
         root: The project's folder.
         profile: Whose own cells to read.
-        folder: Folder of own cells; empty: ``outputs/PROFILE/grid`` in the project.
+        folder: Folder of own cells; empty: ``outputs/PROFILE/KIND`` in the project.
+        kind: ``"grid"``, or ``"long"`` for the cells with all epochs.
 
     Returns:
         As :func:`grid_table`; ``source`` is ``"own"`` or ``"committed"``.
@@ -73,8 +83,8 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "") -> pd.Dat
     True
     """
     root = Path(root)
-    own = grid_table(root / (folder or Path("outputs", profile, "grid")))
-    committed = read_committed(root)
+    own = grid_table(root / (folder or Path("outputs", profile, kind)))
+    committed = read_committed(root, kind)
     if profile != "demo":
         seeds = own.groupby("variant")["seed"].nunique()
         return own if all(seeds.get(name, 0) > 1 for name in COMPARED) else committed
@@ -83,20 +93,23 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "") -> pd.Dat
     return pd.concat([part for part in (own, rest) if len(part)], ignore_index=True)
 
 
-def read_committed(root: str | Path) -> pd.DataFrame:
+def read_committed(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
     """Read the results that come with the project.
 
     Args:
         root: The project's folder.
+        kind: ``"grid"`` or ``"long"``.
 
     Raises:
         GridError: the file is missing or damaged.
     """
-    path = Path(root) / COMMITTED
+    path = Path(root) / COMMITTED[kind]
     try:
         table = pd.read_csv(path)
     except FileNotFoundError:
-        raise GridError(f"{path}: missing; it comes with the project: git checkout {COMMITTED.as_posix()}") from None
+        raise GridError(
+            f"{path}: missing; it comes with the project: git checkout {COMMITTED[kind].as_posix()}"
+        ) from None
     except (OSError, ValueError) as error:
         raise GridError(f"{path}: not a readable table ({error})") from None
     wanted = [column for column in TABLE_COLUMNS if column != "source"]
@@ -106,7 +119,7 @@ def read_committed(root: str | Path) -> pd.DataFrame:
 
 
 def committed_cells(root: str | Path) -> pd.DataFrame:
-    """How the committed cells came about.
+    """How the committed cells of the grid came about.
 
     Args:
         root: The project's folder.
@@ -115,7 +128,7 @@ def committed_cells(root: str | Path) -> pd.DataFrame:
         One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores`` and ``data``,
         the hash of its training table.
     """
-    record = (Path(root) / COMMITTED).with_suffix(".json")
+    record = (Path(root) / COMMITTED["grid"]).with_suffix(".json")
     rows = []
     for name, facts in json.loads(record.read_text(encoding="utf-8")).items():
         variant, _, seed = name.rpartition("/seed-")
@@ -134,30 +147,37 @@ def committed_cells(root: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_CELL, "commit", "training_seconds", "processor", "cores", "data"])
 
 
-def over_seeds(table: pd.DataFrame, metric: str) -> dict[str, Interval]:
+def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dict[str, Interval]:
     """Mean of a metric over the seeds of each variant, with its 95 % t interval.
 
     Args:
         table: From :func:`load_grid`.
         metric: Its name.
+        single: Keep variants with one seed, with that run's own interval (over patients, say), whose ``n`` is 1.
 
     Returns:
-        An interval for each variant; those with one seed are left out.
+        An interval for each variant; ``n`` counts seeds.
 
     >>> rows = [("ita", 1, "auroc", 0.6), ("ita", 2, "auroc", 0.8), ("all", 1, "auroc", 0.7)]
     >>> table = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
     >>> {name: round(cell.mean, 3) for name, cell in over_seeds(table, "auroc").items()}
     {'ita': 0.7}
     """
-    values = table[table["metric"] == metric].groupby("variant", sort=False)["value"]
-    return {name: t_interval(own.tolist()) for name, own in values if len(own) > 1}
+    found = {}
+    for name, own in table[table["metric"] == metric].groupby("variant", sort=False):
+        if len(own) > 1:
+            found[name] = t_interval(own["value"].tolist())
+        elif single:
+            found[name] = Interval(*map(float, own[["value", "low", "high"]].iloc[0]), 1)
+    return found
 
 
-def publish_grid(root: str | Path) -> bool:
-    """Write the finished cells of ``outputs/demo/grid`` over the committed results; other committed cells stay.
+def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
+    """Write the finished cells of ``outputs/demo/KIND`` over the committed results; other committed cells stay.
 
     Args:
         root: The project's folder.
+        kind: ``"grid"`` or ``"long"``.
 
     Returns:
         Whether the committed files changed.
@@ -166,19 +186,19 @@ def publish_grid(root: str | Path) -> bool:
         RestrictedDataError: a cell was trained on data that may not be passed on, or names none.
     """
     root = Path(root)
-    folder = root / "outputs" / "demo" / "grid"
+    folder, target = root / "outputs" / "demo" / kind, root / COMMITTED[kind]
     cells = sorted(folder.glob(f"*/seed-*/{METRICS_FILE}"))
     if not cells:
         return False
     for path in cells:
         check_publishable(path.parent)
-    table = load_grid(root, "demo") if (root / COMMITTED).is_file() else grid_table(folder)
+    table = load_grid(root, "demo", kind=kind) if target.is_file() else grid_table(folder)
     table = table.drop(columns="source").sort_values([*_CELL, "metric"], kind="stable", ignore_index=True)
     text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    record = (root / COMMITTED).with_suffix(".json")
+    record = target.with_suffix(".json")
     facts = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     facts |= {f"{path.parent.parent.name}/{path.parent.name}": _facts(path.parent) for path in cells}
-    written = [(root / COMMITTED, text), (record, json.dumps(facts, indent=1, sort_keys=True) + "\n")]
+    written = [(target, text), (record, json.dumps(facts, indent=1, sort_keys=True) + "\n")]
     changed = False
     for path, content in written:
         if not path.is_file() or path.read_text(encoding="utf-8") != content:

@@ -15,8 +15,8 @@ from mgca_lib.variants import VARIANTS
 OPEN = {"mimic_cxr": {"sha256": "ab", "source": "phantom", "restricted": False}}
 
 
-def write_cell(root, variant, seed, metrics, *, profile="demo", data=OPEN):
-    folder = root / "outputs" / profile / "grid" / variant / f"seed-{seed}"
+def write_cell(root, variant, seed, metrics, *, profile="demo", data=OPEN, kind="grid"):
+    folder = root / "outputs" / profile / kind / variant / f"seed-{seed}"
     folder.mkdir(parents=True)
     facts = {
         "seed": seed,
@@ -31,8 +31,8 @@ def write_cell(root, variant, seed, metrics, *, profile="demo", data=OPEN):
     (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "provenance": facts}))
 
 
-def write_committed(root, rows):
-    path = root / module.COMMITTED
+def write_committed(root, rows, kind="grid"):
+    path = root / module.COMMITTED[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = ["variant", "seed", "metric", "value", "low", "high", "n"]
     pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
@@ -97,7 +97,7 @@ def test_another_folder_of_cells(project):
     ],
 )
 def test_a_committed_table_that_cannot_be_read(project, content, problem):
-    path = project / module.COMMITTED
+    path = project / module.COMMITTED["grid"]
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(GridError, match=problem):
         load_grid(project, "demo")
@@ -108,10 +108,10 @@ def test_publishing_keeps_the_cells_of_others(project):
     write_cell(project, "all", 1, {"auroc": {"mean": 1 / 3, "low": 0.3, "high": 0.4, "n": 5}})
     assert publish_grid(project)
     assert not publish_grid(project)
-    table = pd.read_csv(project / module.COMMITTED)
+    table = pd.read_csv(project / module.COMMITTED["grid"])
     assert table["variant"].tolist() == ["all", "ita"]
     assert table.loc[0, ["value", "low", "high", "n"]].tolist() == [0.333333, 0.3, 0.4, 5]
-    facts = json.loads((project / module.COMMITTED).with_suffix(".json").read_text())
+    facts = json.loads((project / module.COMMITTED["grid"]).with_suffix(".json").read_text())
     assert facts == {
         "all/seed-1": {
             "commit": "c0",
@@ -123,13 +123,38 @@ def test_publishing_keeps_the_cells_of_others(project):
     }
 
 
+def test_long_runs_have_a_table_of_their_own(project):
+    write_committed(project, [("all", 1, "auroc", 0.7, None, None, None)], "long")
+    write_cell(project, "ita", 1, {"auroc": 0.9}, kind="long")
+    both = load_grid(project, "demo", kind="long")
+    assert {(r.variant, r.value, r.source) for r in both.itertuples()} == {
+        ("ita", 0.9, "own"),
+        ("all", 0.7, "committed"),
+    }
+    before = (project / module.COMMITTED["grid"]).read_bytes()
+    assert not publish_grid(project)
+    assert publish_grid(project, "long")
+    assert pd.read_csv(project / module.COMMITTED["long"])["value"].tolist() == [0.7, 0.9]
+    assert (project / module.COMMITTED["grid"]).read_bytes() == before
+
+
+def test_a_variant_with_one_seed_keeps_the_interval_of_its_run_if_asked():
+    """By hand: 0.1 and 0.3 have mean 0.2 and deviation 0.1414; t(1) = 12.706, so 0.2 +- 1.2706."""
+    rows = [("ita", 1, "m", 0.1, 0.0, 0.2), ("ita", 2, "m", 0.3, 0.2, 0.4), ("all", 1, "m", 0.5, 0.4, 0.7)]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value", "low", "high"])
+    assert list(module.over_seeds(table, "m")) == ["ita"]
+    found = module.over_seeds(table, "m", single=True)
+    assert vars(found["ita"]) == pytest.approx({"mean": 0.2, "low": -1.07062, "high": 1.47062, "n": 2}, abs=1e-5)
+    assert vars(found["all"]) == {"mean": 0.5, "low": 0.4, "high": 0.7, "n": 1}
+
+
 @pytest.mark.parametrize("data", [{}, {"mimic_cxr": {"restricted": True}}, {"a": {"restricted": False}, "b": {}}])
 def test_restricted_data_are_not_published(project, data):
-    before = (project / module.COMMITTED).read_bytes()
+    before = (project / module.COMMITTED["grid"]).read_bytes()
     write_cell(project, "all", 1, {"auroc": 0.9}, data=data)
     with pytest.raises(RestrictedDataError, match=r"all/seed-1/metrics.json: made from restricted or unnamed data"):
         publish_grid(project)
-    assert (project / module.COMMITTED).read_bytes() == before
+    assert (project / module.COMMITTED["grid"]).read_bytes() == before
 
 
 def test_differences_are_taken_within_a_seed():
@@ -165,10 +190,20 @@ def test_words_follow_from_the_interval(numbers, words):
     assert verdict(*numbers) == words
 
 
+def test_the_committed_long_runs_are_whole(repository):
+    table = module.read_committed(repository, "long")
+    facts = json.loads((repository / module.COMMITTED["long"]).with_suffix(".json").read_text())
+    cells = {(row.variant, int(row.seed)) for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
+    assert {f"{variant}/seed-{seed}" for variant, seed in cells} == set(facts)
+    assert {variant for variant, _ in cells} <= set(VARIANTS)
+    assert set(table.loc[table["metric"] == "pretrain/epochs", "value"]) == {18}
+    assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
+
+
 def test_the_committed_results_are_whole(repository):
     """Every variant that the notebooks compare, three seeds each, of one data table and known variants."""
     table = module.read_committed(repository)
-    facts = json.loads((repository / module.COMMITTED).with_suffix(".json").read_text())
+    facts = json.loads((repository / module.COMMITTED["grid"]).with_suffix(".json").read_text())
     cells = {(row.variant, int(row.seed)) for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
     assert {f"{variant}/seed-{seed}" for variant, seed in cells} == set(facts)
     assert {variant for variant, _ in cells} <= set(VARIANTS)

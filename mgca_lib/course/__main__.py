@@ -198,7 +198,8 @@ def _outputs(options: argparse.Namespace, root: Path) -> int:
         return 0
     changed = publish_seeds(root / "outputs" / "demo", root / "notebooks" / SEEDS_FILE)
     print(f"numbers over seeds: {'new' if changed else 'unchanged'}")
-    print(f"results of the grid: {'new' if publish_grid(root) else 'unchanged'}")
+    for kind, words in (("grid", "results of the grid"), ("long", "its long runs")):
+        print(f"{words}: {'new' if publish_grid(root, kind) else 'unchanged'}")
     return 0
 
 
