@@ -630,7 +630,7 @@ for label, (before, after) in steps.items():
         lines.setdefault(label, {})[name] = verdict(difference["mean"], difference["low"], difference["high"])
         if difference["n"] > 1:
             cell = {key: difference[key] for key in ("mean", "low", "high", "n")}
-            run.record(f"grid/{after}-minus-{before}/{metric.replace('/', '_')}", cell)
+            run.record(f"steps/{after}-minus-{before}/{metric.replace('/', '_')}", cell)
 pd.DataFrame(lines).rename_axis("difference")
 
 # %% [markdown]
