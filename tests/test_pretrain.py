@@ -262,6 +262,16 @@ def test_precision_may_change_between_runs_of_one_process(small, tmp_path):
     assert math.isfinite(losses[1])
 
 
+@pytest.mark.parametrize(("tiles", "vectors"), [(True, True), (True, False), (False, True), (False, False)])
+def test_auto_takes_bf16_where_the_processor_has_instructions_for_it(monkeypatch, tiles, vectors):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
+    assert module._precision(tiny_config(precision="auto")) == ("bf16" if tiles or vectors else "no")
+    assert module._precision(tiny_config(precision="fp32")) == "no"
+    assert module._precision(tiny_config(precision="bf16")) == "bf16"
+
+
 def test_retrieval_accuracy_by_hand():
     """Scores of six pairs: rank of the own report 1, 1, 2, 6, 1, 1 by row; columns likewise by transposing."""
     scores = torch.eye(6)
