@@ -272,7 +272,8 @@ def cpu_is_fast_in_bf16() -> bool:
 
     Any other emulates bf16, and is slower in it than in fp32.
     """
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    return able.get("amx_bf16", False) or able.get("avx512_bf16", False)
 
 
 def git_commit(root: Path) -> str:

@@ -15,7 +15,7 @@ from packaging.version import Version
 PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = ("linux", "darwin", "win32")
 # torchvision's own requirement on torch; since 0.29 a lower bound (2.14) only.
-TORCHVISION = {"2.11": "0.26", "2.12": "0.27", "2.13": "0.28", "2.14": "0.29", "2.15": "0.29"}
+TORCHVISION = {"2.12": "0.27", "2.13": "0.28", "2.14": "0.29", "2.15": "0.29"}
 
 
 def read_lock(text: str) -> dict[str, list[Requirement]]:

@@ -265,11 +265,12 @@ def test_precision_may_change_between_runs_of_one_process(small, tmp_path):
 @pytest.mark.parametrize(("tiles", "vectors"), [(True, True), (True, False), (False, True), (False, False)])
 def test_auto_takes_bf16_where_the_processor_has_instructions_for_it(monkeypatch, tiles, vectors):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles, "avx512_bf16": vectors})
     assert module._precision(tiny_config(precision="auto")) == ("bf16" if tiles or vectors else "no")
     assert module._precision(tiny_config(precision="fp32")) == "no"
     assert module._precision(tiny_config(precision="bf16")) == "bf16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"neon": True})  # another architecture names others
+    assert module._precision(tiny_config(precision="auto")) == "no"
 
 
 def test_retrieval_accuracy_by_hand():
