@@ -116,7 +116,8 @@ def measure_grounding(
     Returns:
         For each finding: ``grounding/FINDING/pointing``, ``/contrast`` and ``/iou`` with intervals over patients,
         ``/chance`` (of a blind guess) and, where another patient has the finding, ``/control`` (how often the same
-        maximum hits the masks of other patients).
+        maximum hits the masks of other patients); ``/near``, ``/near_chance`` and ``/near_control`` count maxima
+        beside the mask, too (:data:`mgca_lib.evaluation.grounding.TOLERANCE`).
     """
     settings = model.config.model
     sizes = {"stored_size": settings.stored_size, "image_size": settings.image_size}
@@ -181,8 +182,11 @@ def _by_finding(prefix: str, summaries: dict[str, GroundingSummary]) -> dict[str
         found[f"{key}/contrast"] = summary.contrast
         found[f"{key}/iou"] = summary.iou
         found[f"{key}/chance"] = summary.chance
+        found[f"{key}/near"] = summary.near
+        found[f"{key}/near_chance"] = summary.near_chance
         if np.isfinite(summary.control):
             found[f"{key}/control"] = summary.control
+            found[f"{key}/near_control"] = summary.near_control
     return found
 
 

@@ -299,6 +299,47 @@ def many(n, *, know, tmp_path):
     return ground_phrases(phrases, maps, stored_size=16, image_size=16)
 
 
+@pytest.mark.parametrize(
+    ("peak", "hit", "near"),
+    [((40, 40), True, True), ((40, 53), False, True), ((40, 54), False, False), ((53, 52), False, False)],
+)
+def test_a_maximum_beside_the_mask_is_near(peak, hit, near):
+    """A block of 11 x 11 of 96 pixels, from 40 to 50 on both axes: three pixels away is near, four is not, nor is the
+    corner's neighbour three down and two to the right, which lies 3.6 away."""
+    mask, heat = np.zeros((96, 96), dtype=bool), np.zeros((96, 96))
+    mask[40:51, 40:51] = True
+    heat[peak] = 1.0
+    score = score_region(heat, mask)
+    assert (score.hit, score.near) == (hit, near)
+    own = np.argwhere(mask)
+    slow = [np.hypot(*(own - place).T).min() <= 3 for place in np.ndindex(96, 96)]
+    assert score.near_chance == pytest.approx(np.mean(slow))
+    assert score.chance == pytest.approx(121 / 96**2)
+
+
+def test_near_is_summed_up_with_its_own_chance_and_control(tmp_path):
+    """64 pixels, so two are near. Patch (3, 3) is brightest in column 27 or 28, one or two beside the mask of the first
+    two patients; the third one's mask is elsewhere, and so are its neighbours'."""
+    rows, maps, shares = [], {}, []
+    for row, (top, left) in enumerate(((20, 29), (22, 29), (0, 0))):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[top : top + 16, left : left + 12] = 255
+        Image.fromarray(mask).save(tmp_path / f"{row}.png")
+        maps[row] = torch.full((1, 64), 0.01)
+        maps[row][0, 27] = 1
+        own = np.argwhere(mask)
+        shares.append(np.mean([np.hypot(*(own - place).T).min() <= 2 for place in np.ndindex(64, 64)]))
+        rows.append((row, f"p{row}", "pneumothorax", "word", False, False, f"{row}.png", (0,)))
+    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions"]
+    phrases = Phrases(pd.DataFrame(rows, columns=columns), tmp_path, {})
+    grounding = ground_phrases(phrases, maps, stored_size=64, image_size=64)
+    part = summarise_grounding(grounding, resamples=10)["pneumothorax"]
+    assert part.pointing.mean == 0
+    assert part.near.mean == pytest.approx(2 / 3)
+    assert part.near_chance == pytest.approx(np.mean(shares))
+    assert part.near_control == pytest.approx(np.mean([0.5, 0.5, 1.0]))
+
+
 def test_control_tells_knowledge_from_habit(tmp_path):
     (tmp_path / "k").mkdir()
     knows = summarise_grounding(many(40, know=True, tmp_path=tmp_path / "k"), resamples=100)["nodule"]

@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +34,9 @@ from mgca_lib.model import MGCA
 
 PHRASES_FILE = "phrases.parquet"
 THRESHOLDS = np.round(np.arange(0.0, 1.0, 0.05), 2)
+TOLERANCE = 1 / 32
+"""How far from a mask a maximum may lie and still count as near, in sides of the image: 3 pixels of 96. The pointing
+game of Zhang et al. (ECCV 2016) allows 15 pixels on photographs of about 500."""
 
 _TEXT = ("dicom_id", "study_id", "section", "phrase", "finding", "side", "zone", "severity", "mask")
 _NUMBERS = ("first_word", "last_word")
@@ -70,6 +74,9 @@ class RegionScore:
             scaled to [0, 1]. The first threshold is 0 and keeps the whole image, so its value is the mask's
             share of the image.
         peak: Row and column of the map's maximum.
+        near: Whether the maximum lies inside the mask or within :data:`TOLERANCE` of it. What is looked at may be the
+            *edge* of a finding: the line where the collapsed lung ends, not the air beside it.
+        near_chance: Share of the image that lies so near.
     """
 
     hit: bool
@@ -77,6 +84,8 @@ class RegionScore:
     contrast: float
     iou: np.ndarray
     peak: tuple[int, int]
+    near: bool
+    near_chance: float
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Grounding:
             ``chance``, ``contrast``, ``ceiling``: whether any map over the same patches could hit, and
             ``control``: how often the same maximum hits the masks of the same finding in other patients (NaN
             without any). A model that only knows where a finding usually lies has ``hit`` equal to ``control``.
+            ``near``, ``near_chance`` and ``near_control`` are the same with :data:`TOLERANCE`.
         iou: ``(N, T)`` intersection over union at ``THRESHOLDS``.
         left_out: Number of phrases for each reason to leave them out.
     """
@@ -114,6 +124,9 @@ class GroundingSummary:
         threshold: The one of ``THRESHOLDS`` with the highest mean IoU. It is chosen on the same phrases, so
             ``iou`` is optimistic.
         phrases: Number of phrases.
+        near: Hit rate with :data:`TOLERANCE`, with Wilson's interval over patients.
+        near_chance: Expected value of a blind guess.
+        near_control: Its value on the masks of other patients; NaN where no other patient has the finding.
     """
 
     pointing: Interval
@@ -125,6 +138,9 @@ class GroundingSummary:
     iou_chance: float
     threshold: float
     phrases: int
+    near: Interval
+    near_chance: float
+    near_control: float
 
 
 def load_phrases(folder: str | Path, studies: Studies) -> Phrases:
@@ -358,12 +374,15 @@ def score_region(heat: np.ndarray, mask: np.ndarray) -> RegionScore:
         len(part) - np.searchsorted(np.sort(part), THRESHOLDS, side="left") for part in (inside, outside)
     )
     peak = np.unravel_index(int(scaled.argmax()), heat.shape)
+    close = _widened(mask)
     return RegionScore(
         hit=bool(mask[peak]),
         chance=area / mask.size,
         contrast=float((inside.mean() - outside.mean()) / noise),
         iou=above_inside / (area + above_outside),
         peak=(int(peak[0]), int(peak[1])),
+        near=bool(close[peak]),
+        near_chance=float(close.mean()),
     )
 
 
@@ -599,16 +618,18 @@ def _grounding(
         for heat, mask in zip(heats, masks, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["row", "patient_id", "finding", "phrase", "uncertain"])
-    for name in ("hit", "chance", "contrast"):
+    for name in ("hit", "chance", "contrast", "near", "near_chance"):
         table[name] = [float(getattr(score, name)) for score in scores]
     table["ceiling"] = [float(can_hit(mask, len(heat), grid=grid)) for heat, mask in zip(heats, masks, strict=True)]
     table["control"] = _control(table, scores, masks)
+    table["near_control"] = _control(table, scores, [_widened(mask) for mask in masks])
     return Grounding(table, np.stack([score.iou for score in scores]), left_out)
 
 
 def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) -> GroundingSummary:
     patients = table["patient_id"].to_numpy()
-    means = table.groupby(patients)[["hit", "chance", "ceiling", "contrast", "control"]].mean()
+    averaged = ["hit", "chance", "ceiling", "contrast", "control", "near", "near_chance", "near_control"]
+    means = table.groupby(patients)[averaged].mean()
     iou = pd.DataFrame(iou).groupby(patients).mean().to_numpy()
     best = int(iou.mean(axis=0).argmax())
     n = len(means)
@@ -623,7 +644,15 @@ def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) 
         iou_chance=float(iou[:, 0].mean()),
         threshold=float(THRESHOLDS[best]),
         phrases=len(table),
+        near=wilson_interval(float(means["near"].sum()), n),
+        near_chance=float(means["near_chance"].mean()),
+        near_control=float(means["near_control"].mean()),
     )
+
+
+def _widened(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of a mask and those within the tolerance of one."""
+    return distance_transform_edt(~mask) <= TOLERANCE * max(mask.shape)
 
 
 def _control(table: pd.DataFrame, scores: Sequence[RegionScore], masks: Sequence[np.ndarray]) -> np.ndarray:
