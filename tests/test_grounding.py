@@ -304,8 +304,10 @@ def many(n, *, know, tmp_path):
     [((40, 40), True, True), ((40, 53), False, True), ((40, 54), False, False), ((53, 52), False, False)],
 )
 def test_a_maximum_beside_the_mask_is_near(peak, hit, near):
-    """A block of 11 x 11 of 96 pixels, from 40 to 50 on both axes: three pixels away is near, four is not, nor is the
-    corner's neighbour three down and two to the right, which lies 3.6 away."""
+    """A block of 11 x 11 of 96 pixels, from 40 to 50 on both axes: three pixels away is near, four is not.
+
+    Nor is the corner's neighbour three down and two to the right, which lies 3.6 away.
+    """
     mask, heat = np.zeros((96, 96), dtype=bool), np.zeros((96, 96))
     mask[40:51, 40:51] = True
     heat[peak] = 1.0
@@ -318,8 +320,7 @@ def test_a_maximum_beside_the_mask_is_near(peak, hit, near):
 
 
 def test_near_is_summed_up_with_its_own_chance_and_control(tmp_path):
-    """64 pixels, so two are near. Patch (3, 3) is brightest in column 27 or 28, one or two beside the mask of the first
-    two patients; the third one's mask is elsewhere, and so are its neighbours'."""
+    """64 pixels, so two are near; the patch is brightest in column 27 or 28, one or two beside the first two masks."""
     rows, maps, shares = [], {}, []
     for row, (top, left) in enumerate(((20, 29), (22, 29), (0, 0))):
         mask = np.zeros((64, 64), np.uint8)
