@@ -71,7 +71,7 @@ COLLECTION_COLOURS = {"phantoms": "#0077BB", "NIH": "#EE7733", "COVID-19 collect
 ANSWER_COLOURS = {"ground truth": "#35E0E8", "found": "#FF7AB8"}
 UNUSED = "#8E99A5"
 """A prototype that no study chose."""
-SERIES = ("#0077BB", "#EE7733", "#009988", "#AA3377", "#BBAA22", "#6B7785", "#332288")
+SERIES = ("#0077BB", "#EE7733", "#009988", "#AA3377", "#BBAA22", "#774411", "#332288")
 """Lines and bars whose name has no colour of its own, in this order."""
 
 ATTENTION_MAP = "inferno"
