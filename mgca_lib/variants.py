@@ -61,12 +61,6 @@ _ALL = (
         "As cta_grounded-stride-8, and a word reads four word pieces on either side in each layer.",
     ),
     Variant(
-        "all-mlm",
-        "words",
-        {"mlm_epochs": 10},
-        "The report encoder first fills in masked words of reports for ten passes.",
-    ),
-    Variant(
         "cta_grounded-stride-8-window-mlm",
         "words",
         {"token_form": "cta_grounded", "local_stride": 8, "word_window": 4, "mlm_epochs": 10},
