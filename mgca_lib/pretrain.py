@@ -64,14 +64,16 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     """Pretrain on the ``train`` split, validating on ``valid`` after each epoch.
 
     Follows section 4.1 of the paper: AdamW on all parameters, linear warm-up then cosine per step, early stop,
-    prototypes frozen at first. Differs from upstream: contrast over all processes (``gather``), bf16 where the
+    prototypes frozen at first. With ``mlm_epochs`` the report encoder reads before all this
+    (:mod:`mgca_lib.masked_language`); a run killed in the meantime begins again. Differs from upstream: contrast over all processes (``gather``), bf16 where the
     device is fast in it, prototypes frozen by leaving out their gradient, MIMIC's test split not used for
     validation, anomaly detection off.
 
     Args:
         config: All settings.
         studies: A whole prepared dataset with reports.
-        out: Folder for ``best/``, ``last/``, ``history.json`` and ``tensorboard/``.
+        out: Folder for ``best/``, ``last/``, ``history.json``, ``tensorboard/`` and, with ``mlm_epochs``,
+            ``masked_language.json``.
         seed: Decides initial weights, order, crops and dropout.
         resume: Go on from ``last/``; a finished run is returned as it is. ``False`` demands an empty folder. Another
             number of processes may go on: ``batch_size`` follows, so that the batches over all of them stay.
@@ -86,7 +88,8 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         CheckpointError: a part of ``last/`` is missing or damaged, or a checkpoint cannot be written.
         DatasetError: the dataset has no reports or no ``valid`` split, or an image cannot be read. The run then stops
             rather than skips, since without that pair every later batch would be another.
-        EncoderError, TokenizerError: published weights are wanted and cannot be had.
+        EncoderError, TokenizerError: published weights are wanted and cannot be had, or ``mlm_epochs`` for a model other
+            than BERT.
     """
     out = Path(out)
     AcceleratorState._reset_state()  # or a second run in this process could not have another precision
