@@ -65,9 +65,9 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
 
     Follows section 4.1 of the paper: AdamW on all parameters, linear warm-up then cosine per step, early stop,
     prototypes frozen at first. With ``mlm_epochs`` the report encoder reads before all this
-    (:mod:`mgca_lib.masked_language`); a run killed in the meantime begins again. Differs from upstream: contrast over all processes (``gather``), bf16 where the
-    device is fast in it, prototypes frozen by leaving out their gradient, MIMIC's test split not used for
-    validation, anomaly detection off.
+    (:mod:`mgca_lib.masked_language`); a run killed in the meantime begins again. Differs from upstream: contrast over
+    all processes (``gather``), bf16 where the device is fast in it, prototypes frozen by leaving out their gradient,
+    MIMIC's test split not used for validation, anomaly detection off.
 
     Args:
         config: All settings.
@@ -88,8 +88,8 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         CheckpointError: a part of ``last/`` is missing or damaged, or a checkpoint cannot be written.
         DatasetError: the dataset has no reports or no ``valid`` split, or an image cannot be read. The run then stops
             rather than skips, since without that pair every later batch would be another.
-        EncoderError, TokenizerError: published weights are wanted and cannot be had, or ``mlm_epochs`` for a model other
-            than BERT.
+        EncoderError, TokenizerError: published weights are wanted and cannot be had, or ``mlm_epochs`` with a model
+            other than BERT.
     """
     out = Path(out)
     AcceleratorState._reset_state()  # or a second run in this process could not have another precision
