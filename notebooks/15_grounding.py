@@ -470,7 +470,9 @@ pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in besi
 
 # %% [markdown]
 # Now the failures have addresses. Compare *told* at stride 16 with *told* at stride 8, and you see what the finer stage adds to
-# what can be known; compare *told* with `cta_grounded` at the same stride, and you see what the loss did not bring out.
+# what can be known; compare *told* with `cta_grounded` at the same stride, and you see what the loss did not bring out. *Labels*
+# divide that in two. Where they come close to *told*, knowing what is as good as knowing where, and words that stay behind have
+# not been read. Where they stay near the words, the place itself is what nobody said.
 #
 # ## 8. What a word has read
 #
