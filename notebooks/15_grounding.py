@@ -743,6 +743,8 @@ pd.DataFrame(rows).T
 # Compare *near* with the two columns on its right, never with *inside*. What is near much more often than either has found the
 # finding of this film, if not its middle.
 #
+# ### A fairer scale
+#
 # A target in multiples of chance is a poor one, and that is a lesson of its own. It is easy for small findings, and
 # impossible for those that cover more than an eighth of the film: nothing hits more often than always. Put the hit rate
 # between its chance and its ceiling instead, and findings can be compared.
@@ -836,8 +838,8 @@ print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 # **Shown.** A ceiling for every finding that no map over the patches can exceed. Two codes on paper, of which the published
 # loss prefers the empty one. With the same frozen encoders, data and steps, new heads trained with the published loss
 # against new heads trained with contrast over films. How much of the film a patch has seen, and what patches that saw less are
-# worth. What the same patches yield to a head that is given the masks. How much of the report a word has read, and what words
-# are worth that read little. Models trained from scratch, over seeds, with their probes.
+# worth. What the same patches yield to heads that are given labels or masks. How much of the report a word has read, and what words
+# are worth that read little, or that have read before. Models trained from scratch, over seeds, with their probes.
 #
 # **Not shown.** That words of real reports behave like this: phantom reports have a small vocabulary, and every finding
 # that is mentioned can be seen. That pointing is understanding: a map may be right for the wrong reason. That a told head is
@@ -900,11 +902,12 @@ print(
 #
 # ## References
 #
+# - Devlin et al., *BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding*, NAACL 2019: masked words.
 # - Huang et al., *GLoRIA: A Multimodal Global-Local Representation Learning Framework for Label-efficient Medical Image
 #   Recognition*, ICCV 2021: contrast over pairs by attention-weighted words.
 # - Wang et al., *Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning*,
 #   NeurIPS 2022, arXiv 2210.06044, section 3.3 and figure 3.
-# - Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016: the pointing game.
+# - Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016: the pointing game, with a tolerance.
 #
 # **Next:** back to [00 Start here](00_start_here.ipynb), with data of your own.
 
