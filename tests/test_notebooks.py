@@ -66,6 +66,8 @@ def form_problems(notebook: NotebookNode, name: str) -> list[str]:
     for number, text in enumerate(code, start=1):
         if len(text.splitlines()) > CELL_LINES:
             problems.append(f"code cell {number} has more than {CELL_LINES} lines")
+        if re.search(r"\[(run\.profile|PROFILE)\]", text):
+            problems.append(f"code cell {number} looks something up by profile, which another profile lacks; use .get")
         ast.parse(TransformerManager().transform_cell(text))
     return problems
 
@@ -175,6 +177,7 @@ run.finish(question="?", headline="a")
         ("03_example", "04_example", 'start_run("03_example", ...)'),
         ("run.finish", "run.record", "run.finish"),
         ("SEED = 42", "SEED = 42\n" * 26, "code cell 1 has more than 25 lines"),
+        ("seed=SEED)", 'seed=SEED)\nsteps = {"demo": 3}[run.profile]', "code cell 2 looks something up by profile"),
     ],
 )
 def test_form_check_can_fail(tmp_path: Path, old: str, new: str, problem: str) -> None:
