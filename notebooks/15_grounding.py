@@ -724,6 +724,8 @@ for name in ("cta", "cta_grounded", "cta_grounded-stride-8", "labels-stride-8", 
             "chance of near": f"{part.near_chance:.3f}",
             "near those of others": f"{part.near_control:.3f}",
         }
+
+# %%
 for finding in shown:
     run.record(f"near/chance/{finding}", first[finding].near_chance)
     for variant, near in over_seeds(long, f"grounding/{finding}/near", single=True).items():
