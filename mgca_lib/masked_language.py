@@ -86,7 +86,7 @@ def train_masked_language(
         encoder.train()
         total, masked = 0.0, 0
         order = np.random.default_rng((seed, epoch)).permutation(len(reports))
-        for batch in _batches(reports, order, batch_size, collate, complete=True):
+        for batch in _batches(reports, order[: len(order) // batch_size * batch_size], batch_size, collate):
             loss, count = _loss(encoder, head, batch, accelerator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -125,17 +125,10 @@ def _collator(tokenizer: PreTrainedTokenizerBase, seed: int) -> DataCollatorForL
 
 
 def _batches(
-    reports: TokenizedReports,
-    order: Sequence[int],
-    size: int,
-    collate: DataCollatorForLanguageModeling,
-    *,
-    complete: bool,
+    reports: TokenizedReports, order: Sequence[int], size: int, collate: DataCollatorForLanguageModeling
 ) -> Iterator[dict[str, Tensor]]:
-    stop = len(order) // size * size if complete else len(order)
-    for start in range(0, stop, size):
-        rows = order[start : min(start + size, stop)]
-        yield collate([{"input_ids": reports.report(row)[0].tolist()} for row in rows])
+    for start in range(0, len(order), size):
+        yield collate([{"input_ids": reports.report(row)[0].tolist()} for row in order[start : start + size]])
 
 
 def _loss(
@@ -163,7 +156,7 @@ def _measure(
     encoder.eval()
     collate = _collator(tokenizer, _VALIDATION_SEED)
     total, masked = 0.0, 0
-    for batch in _batches(reports, range(len(reports)), batch_size, collate, complete=False):
+    for batch in _batches(reports, range(len(reports)), batch_size, collate):
         loss, count = _loss(encoder, head, batch, accelerator)
         total, masked = total + float(loss) * count, masked + count
     encoder.train()

@@ -310,7 +310,7 @@ def _learn_to_read(
     seed: int,
     accelerator: Accelerator,
 ) -> list[dict[str, float]]:
-    """Let a new report encoder fill in masked words, for ``mlm_epochs`` passes at the run's own rate and batch size."""
+    """Let the report encoder fill in masked words, for ``mlm_epochs`` passes at the run's own rate and batch size."""
     model.to(accelerator.device)
     return train_masked_language(
         model.report_encoder,
