@@ -117,12 +117,17 @@ def measure_grounding(
         For each finding: ``grounding/FINDING/pointing``, ``/contrast`` and ``/iou`` with intervals over patients,
         ``/chance`` (of a blind guess) and, where another patient has the finding, ``/control`` (how often the same
         maximum hits the masks of other patients); ``/near``, ``/near_chance`` and ``/near_control`` count maxima
-        beside the mask, too (:data:`mgca_lib.evaluation.grounding.TOLERANCE`).
+        beside the mask, too (:data:`mgca_lib.evaluation.grounding.TOLERANCE`). All of them twice: ``grounding/...``
+        with each patch drawn in the middle of its tile, ``grounding_centred/...`` where it looks
+        (:attr:`mgca_lib.encoders.ImageEncoder.patch_offset`).
     """
     settings = model.config.model
     sizes = {"stored_size": settings.stored_size, "image_size": settings.image_size}
     maps = word_maps(model, _pairs(model, tokenizer, test))
-    return _by_finding("grounding", summarise_grounding(ground_phrases(phrases, maps, **sizes)))
+    found: dict[str, Interval | float] = {}
+    for prefix, offset in (("grounding", 0.0), ("grounding_centred", model.image_encoder.patch_offset)):
+        found |= _by_finding(prefix, summarise_grounding(ground_phrases(phrases, maps, **sizes, offset=offset)))
+    return found
 
 
 def measure_boxes(model: MGCA, tokenizer: PreTrainedTokenizerBase, films: Studies) -> dict[str, Interval | float]:
@@ -135,10 +140,14 @@ def measure_boxes(model: MGCA, tokenizer: PreTrainedTokenizerBase, films: Studie
 
     Returns:
         As :func:`measure_grounding`, with keys ``boxes/all/...`` and ``boxes/LABEL/...``, for labels with at least
-        :data:`FEWEST_PATIENTS` patients.
+        :data:`FEWEST_PATIENTS` patients; ``boxes_centred/...`` likewise.
     """
-    summaries = summarise_grounding(ground_boxes(model, tokenizer, films, texts=BOX_TEXTS))
-    return _by_finding("boxes", {name: part for name, part in summaries.items() if part.pointing.n >= FEWEST_PATIENTS})
+    found: dict[str, Interval | float] = {}
+    for prefix, offset in (("boxes", 0.0), ("boxes_centred", model.image_encoder.patch_offset)):
+        parts = summarise_grounding(ground_boxes(model, tokenizer, films, texts=BOX_TEXTS, offset=offset))
+        enough = {name: part for name, part in parts.items() if part.pointing.n >= FEWEST_PATIENTS}
+        found |= _by_finding(prefix, enough)
+    return found
 
 
 def measure_prototypes(

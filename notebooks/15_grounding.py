@@ -60,7 +60,7 @@ from mgca_lib.data.transforms import ImageTransform, to_display
 from mgca_lib.evaluation import grounding
 from mgca_lib.evaluation.features import pair_batches
 from mgca_lib.evaluation.local_heads import local_features, train_local_heads, with_local_stride
-from mgca_lib.evaluation.mask_heads import finding_maps, patch_shares, train_label_head, train_mask_head
+from mgca_lib.evaluation.told_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS
 from mgca_lib.grid_results import load_grid, over_seeds, paired_differences, verdict
 from mgca_lib.pretrain import pretrain

@@ -8,6 +8,7 @@ from mgca_lib import grid
 from mgca_lib.data.pairs import PairImages, report_texts
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.features import embed_pairs
+from mgca_lib.evaluation.grounding import ground_boxes, summarise_grounding
 from mgca_lib.model import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,3 +64,16 @@ def test_boxes_of_labels_with_enough_patients(setting, monkeypatch):
     assert found["boxes/all/chance"] == pytest.approx(0.12, abs=0.02)
     monkeypatch.setattr(grid, "FEWEST_PATIENTS", 13)
     assert grid.measure_boxes(model, tokenizer, studies.split("test")) == {}
+
+
+def test_maps_are_scored_on_tiles_and_where_patches_look(setting):
+    model, tokenizer, studies = setting
+    test = studies.split("test")
+    found = grid.measure_boxes(model, tokenizer, test)
+    assert model.image_encoder.patch_offset == -7.5 / 16
+    for prefix, offset in (("boxes", 0.0), ("boxes_centred", -7.5 / 16)):
+        by_hand = summarise_grounding(ground_boxes(model, tokenizer, test, texts=grid.BOX_TEXTS, offset=offset))["all"]
+        assert found[f"{prefix}/all/contrast"] == by_hand.contrast
+        assert found[f"{prefix}/all/pointing"] == by_hand.pointing
+    assert found["boxes_centred/all/contrast"] != found["boxes/all/contrast"]
+    assert found["boxes_centred/all/chance"] == found["boxes/all/chance"]

@@ -275,13 +275,18 @@ def phrase_mask(phrases: Phrases, mask: str, *, stored_size: int, image_size: in
     return mask_to_input(_read_mask(phrases.folder / mask), stored_size=stored_size, image_size=image_size)
 
 
-def enlarge_map(values: Tensor, *, image_size: int, grid: tuple[int, int] | None = None) -> np.ndarray:
+def enlarge_map(
+    values: Tensor, *, image_size: int, grid: tuple[int, int] | None = None, offset: float = 0.0
+) -> np.ndarray:
     """Enlarge a map over patches to the encoder's input, bilinearly.
 
     Args:
         values: ``(P,)`` map, patches row by row.
         image_size: Side of the input, pixels.
         grid: Rows and columns of the patches; by default a square.
+        offset: How far each value lies from the middle of its tile, in tiles, down and to the right:
+            :attr:`mgca_lib.encoders.ImageEncoder.patch_offset` puts it where the patch looks. With 0 the value is drawn
+            in the middle of the tile, as upstream and most others do.
 
     Returns:
         ``(image_size, image_size)`` float32.
@@ -297,16 +302,20 @@ def enlarge_map(values: Tensor, *, image_size: int, grid: tuple[int, int] | None
     if rows * columns != len(values):
         raise ValueError(f"{len(values)} patches do not fill a grid of {rows} x {columns}; pass grid=(rows, columns)")
     small = values.detach().float().cpu().reshape(1, 1, rows, columns)
-    return F.interpolate(small, size=(image_size, image_size), mode="bilinear")[0, 0].numpy()
+    if not offset:
+        return F.interpolate(small, size=(image_size, image_size), mode="bilinear")[0, 0].numpy()
+    return _moved(small, offset, (rows, columns), (image_size, image_size), outside="border")[0, 0].numpy()
 
 
-def perfect_map(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None) -> Tensor:
+def perfect_map(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: float = 0.0) -> Tensor:
     """The map of an encoder that knows the truth: the share of each patch that the mask covers.
 
     Args:
         mask: ``(S, S)`` bool.
         patches: Number of patches.
         grid: Rows and columns of the patches; by default a square.
+        offset: See :func:`enlarge_map`; what a patch covers moves with it, and what then lies outside the film holds
+            nothing.
 
     Returns:
         ``(patches,)`` float32, row by row.
@@ -315,11 +324,14 @@ def perfect_map(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None 
     [0.5, 0.0, 0.0, 0.5]
     """
     side = round(patches**0.5)
-    values = torch.from_numpy(np.asarray(mask, dtype=np.float32))
-    return F.adaptive_avg_pool2d(values[None, None], grid or (side, side)).flatten()
+    grid = grid or (side, side)
+    values = torch.from_numpy(np.asarray(mask, dtype=np.float32))[None, None]
+    if offset:
+        values = _moved(values, -offset, grid, values.shape[2:], outside="zeros")
+    return F.adaptive_avg_pool2d(values, grid).flatten()
 
 
-def can_hit(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None) -> bool:
+def can_hit(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: float = 0.0) -> bool:
     """Tell whether any map over a grid of patches could win the pointing game.
 
     A bilinearly enlarged map is brightest next to the centre of one of its patches (at the border of the image, where
@@ -330,13 +342,14 @@ def can_hit(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = No
         mask: ``(S, S)`` bool.
         patches: Number of patches.
         grid: Rows and columns of the patches; by default a square.
+        offset: See :func:`enlarge_map`.
 
     >>> column = np.zeros((8, 8), dtype=bool)
     >>> column[:, 3] = True
     >>> can_hit(column, 4), can_hit(column, 64)
     (False, True)
     """
-    return bool(np.asarray(mask)[_possible_peaks(patches, len(mask), grid)].any())
+    return bool(np.asarray(mask)[_possible_peaks(patches, len(mask), grid, offset)].any())
 
 
 def score_region(heat: np.ndarray, mask: np.ndarray) -> RegionScore:
@@ -394,6 +407,7 @@ def score_words(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
+    offset: float = 0.0,
 ) -> list[tuple[str, RegionScore] | None]:
     """Score every word of one report by itself against the finding that its phrase speaks of.
 
@@ -404,6 +418,7 @@ def score_words(
         stored_size: As in `mgca_lib.data.transforms.ImageTransform`.
         image_size: As there; masks and maps are compared at this size.
         grid: Rows and columns of the patches; by default a square.
+        offset: See :func:`enlarge_map`.
 
     Returns:
         For each of the ``W`` words the path of its mask, for `phrase_mask`, and its score; ``None`` for a word that
@@ -420,7 +435,7 @@ def score_words(
             continue
         for place in phrase.positions:
             if place < len(maps) and bool(maps[place].any()):
-                heat = enlarge_map(maps[place], image_size=image_size, grid=grid)
+                heat = enlarge_map(maps[place], image_size=image_size, grid=grid, offset=offset)
                 scores[place] = (phrase.mask, score_region(heat, mask))
     return scores
 
@@ -432,6 +447,7 @@ def ground_phrases(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
+    offset: float = 0.0,
 ) -> Grounding:
     """Score the map of every phrase against its mask.
 
@@ -441,6 +457,7 @@ def ground_phrases(
         stored_size: As in `mgca_lib.data.transforms.ImageTransform`.
         image_size: As there; masks and maps are compared at this size.
         grid: Rows and columns of the patches; by default a square.
+        offset: See :func:`enlarge_map`.
 
     Raises:
         DatasetError: a mask file is missing or unreadable.
@@ -453,6 +470,7 @@ def ground_phrases(
         stored_size=stored_size,
         image_size=image_size,
         grid=grid,
+        offset=offset,
     )
 
 
@@ -464,10 +482,11 @@ def ground_findings(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
+    offset: float = 0.0,
 ) -> Grounding:
     """Score one map a film and finding against the mask of every phrase that names the finding.
 
-    For maps that no word made, such as those of :func:`mgca_lib.evaluation.mask_heads.finding_maps`. Unlike
+    For maps that no word made, such as those of :func:`mgca_lib.evaluation.told_heads.finding_maps`. Unlike
     :func:`ground_phrases`, all phrases of a finding share a map, whichever side they name, and none is cut off.
 
     Args:
@@ -477,6 +496,7 @@ def ground_findings(
         stored_size: As in `mgca_lib.data.transforms.ImageTransform`.
         image_size: As there.
         grid: Rows and columns of the patches; by default a square.
+        offset: See :func:`enlarge_map`.
 
     Raises:
         DatasetError: a mask file is missing or unreadable.
@@ -494,6 +514,7 @@ def ground_findings(
         stored_size=stored_size,
         image_size=image_size,
         grid=grid,
+        offset=offset,
     )
 
 
@@ -503,6 +524,7 @@ def ground_boxes(
     studies: Studies,
     *,
     texts: Mapping[str, str] | None = None,
+    offset: float = 0.0,
 ) -> Grounding:
     """Score the maps of label names against the boxes that somebody drew for these labels.
 
@@ -515,6 +537,7 @@ def ground_boxes(
         studies: Images, some with boxes; a box counts in the pixels of the image as released.
         texts: What to read for a label, for example ``{"Effusion": "pleural effusion"}``; others are read as they are
             called, in lower case.
+        offset: See :func:`enlarge_map`.
 
     Returns:
         One row an image and label name; ``finding`` is the label, ``phrase`` the text that was read.
@@ -544,7 +567,7 @@ def ground_boxes(
         heats.append(heat)
         masks.append(mask)
         found.append((rows[number], boxed.table["patient_id"].iat[number], label, text, False))
-    return _grounding(found, heats, masks, left_out)
+    return _grounding(found, heats, masks, left_out, offset=offset)
 
 
 def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: int = 0) -> dict[str, GroundingSummary]:
@@ -564,9 +587,10 @@ def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: in
 
 
 @cache
-def _possible_peaks(patches: int, image_size: int, grid: tuple[int, int] | None) -> np.ndarray:
+def _possible_peaks(patches: int, image_size: int, grid: tuple[int, int] | None, offset: float) -> np.ndarray:
     """``(S, S)`` bool: pixels where some map over the patches can be brightest."""
-    alone = np.stack([enlarge_map(values, image_size=image_size, grid=grid) for values in torch.eye(patches)])
+    place = {"image_size": image_size, "grid": grid, "offset": offset}
+    alone = np.stack([enlarge_map(values, **place) for values in torch.eye(patches)])
     # Several pixels lie equally close to a centre; which of them is brightest depends on the neighbouring patches.
     return (alone >= alone.max(axis=(1, 2), keepdims=True) - 1e-5).any(axis=0)
 
@@ -578,6 +602,7 @@ def _ground(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None,
+    offset: float,
 ) -> Grounding:
     left_out = dict(phrases.left_out) | dict.fromkeys(
         ("negated, points at nothing", "cut off by the tokenizer", "mask outside the crop"), 0
@@ -600,7 +625,7 @@ def _ground(
         heats.append(heat)
         masks.append(mask)
         rows.append((phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain)))
-    return _grounding(rows, heats, masks, left_out, grid=grid)
+    return _grounding(rows, heats, masks, left_out, grid=grid, offset=offset)
 
 
 def _grounding(
@@ -610,17 +635,19 @@ def _grounding(
     left_out: dict[str, int],
     *,
     grid: tuple[int, int] | None = None,
+    offset: float = 0.0,
 ) -> Grounding:
     if not rows:
         raise ValueError(f"nothing can be scored ({left_out})")
+    place = {"grid": grid, "offset": offset}
     scores = [
-        score_region(enlarge_map(heat, image_size=len(mask), grid=grid), mask)
+        score_region(enlarge_map(heat, image_size=len(mask), **place), mask)
         for heat, mask in zip(heats, masks, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["row", "patient_id", "finding", "phrase", "uncertain"])
     for name in ("hit", "chance", "contrast", "near", "near_chance"):
         table[name] = [float(getattr(score, name)) for score in scores]
-    table["ceiling"] = [float(can_hit(mask, len(heat), grid=grid)) for heat, mask in zip(heats, masks, strict=True)]
+    table["ceiling"] = [float(can_hit(mask, len(heat), **place)) for heat, mask in zip(heats, masks, strict=True)]
     table["control"] = _control(table, scores, masks)
     table["near_control"] = _control(table, scores, [_widened(mask) for mask in masks])
     return Grounding(table, np.stack([score.iou for score in scores]), left_out)
@@ -648,6 +675,15 @@ def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) 
         near_chance=float(means["near_chance"].mean()),
         near_control=float(means["near_control"].mean()),
     )
+
+
+def _moved(picture: Tensor, offset: float, tiles: tuple[int, int], size: Sequence[int], *, outside: str) -> Tensor:
+    """Resample ``(1, 1, H, W)`` to ``size``, moved down and to the right by so many tiles of a grid."""
+    rows, columns = tiles
+    # The sampling grid runs from -1 to 1 over the picture, and says where each new pixel comes from.
+    move = torch.tensor([[[1.0, 0.0, -2 * offset / columns], [0.0, 1.0, -2 * offset / rows]]])
+    where = F.affine_grid(move, [1, 1, *size], align_corners=False)
+    return F.grid_sample(picture, where, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
 def _widened(mask: np.ndarray) -> np.ndarray:

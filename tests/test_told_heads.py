@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from mgca_lib.data.studies import DatasetError
-from mgca_lib.evaluation import mask_heads
+from mgca_lib.evaluation import told_heads
 from mgca_lib.evaluation.grounding import Phrases, ground_findings, ground_phrases, summarise_grounding
-from mgca_lib.evaluation.mask_heads import finding_maps, patch_shares, train_label_head, train_mask_head
+from mgca_lib.evaluation.told_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SQUARE = {"stored_size": 16, "image_size": 16}
@@ -108,7 +108,7 @@ def test_the_loss_of_labels_by_hand(monkeypatch):
     def watched(patches, targets, loss, **_):
         losses.append(loss(torch.tensor([[[1.0], [3.0], [8.0]]]).log(), targets).item())
 
-    monkeypatch.setattr(mask_heads, "train_head", watched)
+    monkeypatch.setattr(told_heads, "train_head", watched)
     for label in (0, 1):
         train_label_head(torch.zeros(1, 3, 2), torch.tensor([[label]]))
     assert losses == pytest.approx([np.log(5), np.log(5 / 4)])

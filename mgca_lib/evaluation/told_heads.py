@@ -30,6 +30,7 @@ def patch_shares(
     findings: Sequence[str],
     stored_size: int,
     image_size: int,
+    offset: float = 0.0,
 ) -> Tensor:
     """The share of each patch that each finding covers, by the masks of the phrases.
 
@@ -43,6 +44,7 @@ def patch_shares(
         findings: Names of the findings, in the order of the last axis; phrases of others are left out.
         stored_size: As in :class:`mgca_lib.data.transforms.ImageTransform`.
         image_size: As there.
+        offset: See :func:`mgca_lib.evaluation.grounding.perfect_map`.
 
     Returns:
         ``(films, patches, len(findings))`` float32 in [0, 1].
@@ -58,7 +60,7 @@ def patch_shares(
             continue
         if phrase.mask not in read:
             mask = phrase_mask(phrases, phrase.mask, stored_size=stored_size, image_size=image_size)
-            read[phrase.mask] = perfect_map(mask, patches)
+            read[phrase.mask] = perfect_map(mask, patches, offset=offset)
         column = column_of[phrase.finding]
         shares[phrase.row, :, column] = torch.maximum(shares[phrase.row, :, column], read[phrase.mask])
     return shares
