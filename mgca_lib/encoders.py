@@ -130,21 +130,6 @@ class ImageEncoder(nn.Module):
         self.stage = len(stages) - 1 - stages[::-1].index(stride)
         self.local_dim = self.trunk.feature_info[self.stage]["num_chs"]
 
-    @property
-    def patch_offset(self) -> float:
-        """How far the middle of what a patch sees lies from the middle of its tile, in sides of a tile.
-
-        Patches are drawn as tiles that fill the image. But a convolution with a kernel of three and a stride of two has
-        its middle on the *first* of the two pixels that it steps over, and every further one adds to that: what a
-        ResNet's patch sees lies almost half a tile up and to the left of where the patch is drawn. A ViT cuts its
-        patches: 0. Of parallel ways from one resolution to the next (a shortcut), the one with the widest kernel
-        counts; padding is taken for symmetric, and rows and columns for alike.
-
-        >>> ImageEncoder("test_resnet", pretrained=False, image_size=64).patch_offset  # (0 - 7.5) / 16
-        -0.46875
-        """
-        return 0.0 if self.is_vit else _first_middle(self.trunk, self.stage)
-
     def forward(self, images: Tensor) -> Tokens:
         """Encode ``(B, 1 or 3, S, S)`` float images in [-1, 1] to unprojected tokens."""
         if images.shape[1] == 1:
@@ -416,37 +401,6 @@ def build_report_encoder(
             f"text_model {name!r}: knows {model.config.vocab_size} pieces, its tokenizer has {vocabulary}"
         )
     return ReportEncoder(model, **settings)
-
-
-@torch.no_grad()
-def _first_middle(trunk: nn.Module, stage: int) -> float:
-    """Middle of what the first cell of a stage sees, from the middle of its tile, in tiles: see ``patch_offset``."""
-    size = 64
-    steps: dict[float, tuple[int, float]] = {}  # by input pixels a cell of the layer's input stands for: widest kernel
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        kernel, padding = (pair[-1] if isinstance(pair, tuple) else pair for pair in (layer.kernel_size, layer.padding))
-        pixels = size / inputs[0].shape[-1]
-        steps[pixels] = max(steps.get(pixels, (0, 0.0)), (kernel, pixels * ((kernel - 1) / 2 - padding)))
-
-    strided = [layer for layer in trunk.modules() if _stride(layer) > 1]
-    handles = [layer.register_forward_hook(note) for layer in strided]
-    empty = torch.zeros(1, 3, size, size, device=next(trunk.parameters()).device)
-    training = trunk.training
-    try:
-        _, (cells,) = trunk.eval().forward_intermediates(empty, indices=[stage])
-    finally:
-        trunk.train(training)
-        for handle in handles:
-            handle.remove()
-    tile = size / cells.shape[-1]
-    return (sum(shift for pixels, (_, shift) in steps.items() if pixels < tile) - (tile - 1) / 2) / tile
-
-
-def _stride(layer: nn.Module) -> int:
-    if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-        return 1
-    return layer.stride[-1] if isinstance(layer.stride, tuple) else layer.stride
 
 
 def _build_trunk(

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mgca_lib.data.pairs import PairImages, report_texts
 from mgca_lib.data.studies import Studies
-from mgca_lib.data.tasks import TASKS, TaskImages
+from mgca_lib.data.tasks import TASKS, TaskImages, load_picture
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.features import embed_pairs, extract_features
 from mgca_lib.evaluation.grounding import (
@@ -29,6 +30,7 @@ from mgca_lib.evaluation.grounding import (
 from mgca_lib.evaluation.intervals import Interval
 from mgca_lib.evaluation.linear_probe import linear_probe
 from mgca_lib.evaluation.prototypes import assign_prototypes, cluster_agreement, dominant_finding
+from mgca_lib.evaluation.receptive_field import CENTRED, patch_offset
 from mgca_lib.evaluation.retrieval import chance_recall, retrieval_recall
 from mgca_lib.model import MGCA
 
@@ -53,6 +55,7 @@ BOX_TEXTS = {
 """What is read for a box of NIH ChestX-ray14 whose label is not a phrase of reports; other labels are read as named."""
 FEWEST_PATIENTS = 10
 """Fewer boxed patients with a label get no number of their own."""
+_FILMS = 32  # that say where patches look
 
 
 def measure_probe(
@@ -118,14 +121,16 @@ def measure_grounding(
         ``/chance`` (of a blind guess) and, where another patient has the finding, ``/control`` (how often the same
         maximum hits the masks of other patients); ``/near``, ``/near_chance`` and ``/near_control`` count maxima
         beside the mask, too (:data:`mgca_lib.evaluation.grounding.TOLERANCE`). All of them twice: ``grounding/...``
-        with each patch drawn in the middle of its tile, ``grounding_centred/...`` where it looks
-        (:attr:`mgca_lib.encoders.ImageEncoder.patch_offset`).
+        with each patch drawn in the middle of its tile, ``grounding_looks/...`` where it looks
+        (:func:`mgca_lib.evaluation.receptive_field.patch_offset`); ``looks/rows`` and ``looks/columns`` say where that
+        is, in tiles.
     """
     settings = model.config.model
     sizes = {"stored_size": settings.stored_size, "image_size": settings.image_size}
     maps = word_maps(model, _pairs(model, tokenizer, test))
-    found: dict[str, Interval | float] = {}
-    for prefix, offset in (("grounding", 0.0), ("grounding_centred", model.image_encoder.patch_offset)):
+    looks = patch_offset(model.image_encoder, _first_films(model, test))
+    found: dict[str, Interval | float] = dict(zip(("looks/rows", "looks/columns"), looks, strict=True))
+    for prefix, offset in (("grounding", CENTRED), ("grounding_looks", looks)):
         found |= _by_finding(prefix, summarise_grounding(ground_phrases(phrases, maps, **sizes, offset=offset)))
     return found
 
@@ -140,10 +145,11 @@ def measure_boxes(model: MGCA, tokenizer: PreTrainedTokenizerBase, films: Studie
 
     Returns:
         As :func:`measure_grounding`, with keys ``boxes/all/...`` and ``boxes/LABEL/...``, for labels with at least
-        :data:`FEWEST_PATIENTS` patients; ``boxes_centred/...`` likewise.
+        :data:`FEWEST_PATIENTS` patients; ``boxes_looks/...`` likewise.
     """
     found: dict[str, Interval | float] = {}
-    for prefix, offset in (("boxes", 0.0), ("boxes_centred", model.image_encoder.patch_offset)):
+    looks = patch_offset(model.image_encoder, _first_films(model, films))
+    for prefix, offset in (("boxes", CENTRED), ("boxes_looks", looks)):
         parts = summarise_grounding(ground_boxes(model, tokenizer, films, texts=BOX_TEXTS, offset=offset))
         enough = {name: part for name, part in parts.items() if part.pointing.n >= FEWEST_PATIENTS}
         found |= _by_finding(prefix, enough)
@@ -201,6 +207,11 @@ def _by_finding(prefix: str, summaries: dict[str, GroundingSummary]) -> dict[str
 
 def _transform(model: MGCA) -> ImageTransform:
     return ImageTransform(model.config.model.stored_size, model.config.model.image_size)
+
+
+def _first_films(model: MGCA, studies: Studies) -> Tensor:
+    transform = _transform(model)
+    return torch.stack([transform(load_picture(studies, row)) for row in range(min(_FILMS, len(studies)))])
 
 
 def _pairs(model: MGCA, tokenizer: PreTrainedTokenizerBase, test: Studies) -> PairImages:

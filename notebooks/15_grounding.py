@@ -15,8 +15,8 @@
 # %% [markdown]
 # # 15 · Is token alignment grounding?
 #
-# **After this notebook you can** (1) say how well any map over a grid of patches could point, (2) show on
-# paper why the published token loss prefers tokens that carry no finding, (3) change its negatives so that it does not,
+# **After this notebook you can** (1) say how well any map over a grid of patches could point and where it has to be drawn,
+# (2) show on paper why the published token loss prefers tokens that carry no finding, (3) change its negatives so that it does not,
 # and check the new loss against a slow loop, (4) separate what an encoder knows from what a loss asks of it, (5) measure
 # how much of the film a patch has seen and how much of the report a word has read, and (6) hold a failure against a head
 # that was told the truth.
@@ -60,6 +60,7 @@ from mgca_lib.data.transforms import ImageTransform, to_display
 from mgca_lib.evaluation import grounding
 from mgca_lib.evaluation.features import pair_batches
 from mgca_lib.evaluation.local_heads import local_features, train_local_heads, with_local_stride
+from mgca_lib.evaluation.receptive_field import patch_offset, pixel_influence
 from mgca_lib.evaluation.told_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS
 from mgca_lib.grid_results import load_grid, over_seeds, paired_differences, verdict
@@ -142,6 +143,43 @@ run.show(figure, "ceiling", "The hit rate that no map over the patches can excee
 # So explanation A is part of the answer for small findings, and no excuse: on this very grid, maps could still hit many
 # times more often than chance. Remember the curve when you read "eight times chance" in section 10; for a finding that
 # covers a tenth of the film, that is four hits in five.
+#
+# ### Where a patch lies
+#
+# One thing was taken for granted just now: that the number of a patch belongs into the middle of its tile. Most maps of this
+# kind are drawn so, those of notebook 04 too. But a convolution with a kernel of three and a stride of two steps over two pixels
+# at a time, and its middle lies on the *first* of the two, half a pixel beside the middle of the pair. The next such layer
+# steps over pairs of pairs and adds a whole pixel, the next one two, then four, always to the same side: by kernels and strides
+# alone, patches of stride 16 look 7.5 pixels up and to the left of where they are drawn. The ways around the convolutions
+# (shortcuts) take less of it, and training decides what counts. A ViT cuts its film into tiles and has no such layers.
+#
+# The gradient tells where a patch looks: change a pixel a little, and ask how much the vector of the patch changes (the
+# *effective receptive field*). **Guess before you run the next cells**: a tile is 16 pixels wide. How far from its middle is the
+# middle of what the patch sees? And which of the four findings would suffer most if its maps were drawn so far away?
+
+# %%
+films = torch.stack([pairs[row][1] for row in range(min(32, len(pairs)))]).to(run.device)
+influence = pixel_influence(model.image_encoder, films, side // 2, side // 2)
+looks = patch_offset(model.image_encoder, films)  # over several patches: one alone is noisy
+tile = sizes.image_size / side
+for name, offset in zip(("rows", "columns"), looks, strict=True):
+    run.record(f"looks/stride-16/{name}", offset * tile)
+    print(f"{name}: what changes a patch is centred {offset * tile:+.1f} pixels from the middle of its tile")
+
+# %%
+pixel = (torch.arange(sizes.image_size) + 0.5).tolist()
+middle = (side // 2 + 0.5) * tile
+figure = figures.curves(
+    pixel,
+    {"rows": influence.sum(dim=1).tolist(), "columns": influence.sum(dim=0).tolist()},
+    x_label="row or column of the film, pixels",
+    y_label="share of the influence on one patch",
+    marks={"middle of its tile": middle},
+)
+run.show(figure, "looks", "Which rows and columns of the film change the patch in the middle, and where its tile lies.")
+
+# %% [markdown]
+# From here on this notebook draws every map where its patches look (`offset=looks`); section 5 counts what that is worth.
 #
 # ## 3. Explanation C, on paper: what does the loss ask?
 #
@@ -258,7 +296,7 @@ pd.DataFrame({form: trained.history for form, trained in heads.items()}).rename_
 # %%
 models = {"pretrained": model, **{form: trained.model for form, trained in heads.items()}}
 maps = {"pretrained": first_maps, **{f: grounding.word_maps(m.model, pairs) for f, m in heads.items()}}
-scored = {name: grounding.ground_phrases(phrases, own, **square) for name, own in maps.items()}
+scored = {name: grounding.ground_phrases(phrases, own, **square, offset=looks) for name, own in maps.items()}
 summary = {name: grounding.summarise_grounding(part, seed=run.seed) for name, part in scored.items()}
 
 # %%
@@ -310,35 +348,52 @@ control.round(3)
 # Large ratios belong to findings that can be anywhere, such as a nodule. A ratio near 1 says that the map knows the
 # disease's usual address and little about this patient.
 #
+# And the drawing? The same maps once more, each number in the middle of its tile. Nothing about the model changes.
+
+# %%
+on_tiles = {
+    name: grounding.summarise_grounding(grounding.ground_phrases(phrases, own, **square), seed=run.seed)
+    for name, own in maps.items()
+}
+lines = {}
+for finding in shown_rows:
+    for name in ("cta", "cta_grounded"):
+        run.record(f"tiles/{finding}/{name}/pointing", on_tiles[name][finding].pointing.as_metric())
+        for way, parts in (("on tiles", on_tiles), ("where patches look", summary)):
+            lines.setdefault(f"{name}, {way}", {})[finding] = str(parts[name][finding].pointing)
+pd.DataFrame(lines)
+
+# %% [markdown]
+# A map that knows nothing does not mind where it is drawn; one that knows gains most where a finding is thin. Section 6 comes
+# back to it with smaller tiles. Whoever compares maps of a CNN with masks should ask the gradient first.
+#
 # ## 6. What a patch has seen
 #
 # Words point now, and still far below the ceiling. None of the three explanations is left, so there must be a fourth.
 #
-# Section 2 took a patch for its square of the film. But the patch of a CNN has passed through many convolutions, and each
-# of them mixed in the neighbours. How far does it see? The gradient tells: change a pixel a little, and ask how much the
-# vector of the patch in the middle changes. **Before you run the next cell**: how large is the square around the middle
-# from which nine tenths of that change come, when the patch itself is 16 pixels wide? And a patch of the stage before,
-# 8 pixels wide?
+# The patch of a CNN has passed through many convolutions, and each of them mixed in the neighbours. Section 2 asked where
+# the middle lies of what it sees; how far does it reach? The same gradient tells. **Before you run the next cell**: how large
+# is the square around that middle from which nine tenths of the change come, when the tile is 16 pixels wide? And for a patch
+# of the stage before, 8 pixels wide?
 
 
 # %%
 def reach(one, films):
-    """Shares of the change that come from squares around the middle patch, by half their side in pixels."""
-    pixels = films.clone().requires_grad_()
-    local = one.eval().image_encoder(pixels).local
-    cells = round(local.shape[1] ** 0.5)
-    vector = local[:, cells // 2 * cells + cells // 2]
-    (change,) = torch.autograd.grad(vector.square().sum(), pixels)
-    change = change.abs().mean(dim=(0, 1)).cpu()
-    away = (torch.arange(films.shape[-1]) + 0.5 - (cells // 2 + 0.5) * films.shape[-1] / cells).abs()
-    away = torch.maximum(away[:, None], away[None])
-    return [float(change[away <= half].sum() / change.sum()) for half in half_sides]
+    """Shares of the influence from squares around the middle of what a patch sees, by half their side in pixels."""
+    cells = round(one.image_encoder(films[:1]).local.shape[1] ** 0.5)
+    influence = pixel_influence(one.image_encoder, films, cells // 2, cells // 2)
+    pixel = torch.arange(len(influence)) + 0.5
+    down, right = (
+        (pixel - (cells // 2 + 0.5 + offset) * len(pixel) / cells).abs()
+        for offset in patch_offset(one.image_encoder, films)
+    )
+    away = torch.maximum(down[:, None], right[None])
+    return [float(influence[away <= half].sum()) for half in half_sides]
 
 
 # %%
 half_sides = list(range(4, sizes.image_size // 2 + 1, 4))
 finer = None if model.image_encoder.is_vit else with_local_stride(model, 8)  # every block of a ViT sees the whole film
-films = torch.stack([pairs[row][1] for row in range(min(32, len(pairs)))]).to(run.device)
 seen = {"stride-16": reach(model, films)} | ({"stride-8": reach(finer, films)} if finer else {})
 figure = figures.curves(
     half_sides,
@@ -365,11 +420,12 @@ for name, shares in seen.items():
 # %%
 fine_names = {form: f"{form}-stride-8" for form in ("cta", "cta_grounded")} if finer else {}
 fine_features = local_features(finer, tokenizer, studies.split("train")) if finer else None
+fine_looks = patch_offset(finer.image_encoder, films) if finer else None
 for form, name in fine_names.items():
     heads[name] = train_local_heads(finer, fine_features, token_form=form, **settings)
     models[name] = heads[name].model
     maps[name] = grounding.word_maps(models[name], pairs)
-    scored[name] = grounding.ground_phrases(phrases, maps[name], **square)
+    scored[name] = grounding.ground_phrases(phrases, maps[name], **square, offset=fine_looks)
     summary[name] = grounding.summarise_grounding(scored[name], seed=run.seed)
 pd.DataFrame({name: heads[name].history for name in fine_names.values()}).rename_axis("epoch").round(3)
 
@@ -387,9 +443,27 @@ for name in fine_names.values():
         run.record(f"{key}/ceiling", part.ceiling)
 pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in compared.items()} for finding in enough}).T
 
+# %%
+for name in fine_names.values():
+    plain = grounding.ground_phrases(phrases, maps[name], **square)
+    on_tiles[name] = grounding.summarise_grounding(plain, seed=run.seed)
+    for finding in shown_rows:
+        run.record(f"tiles/{finding}/{name}/pointing", on_tiles[name][finding].pointing.as_metric())
+for axis, offset in zip(("rows", "columns"), fine_looks or (), strict=False):
+    run.record(f"looks/stride-8/{axis}", offset * 8)
+    print(f"{axis}: a patch of stride 8 looks {offset * 8:+.1f} pixels beside its tile")
+ways = {"on tiles": on_tiles, "where patches look": summary}
+lines = {
+    f"{name}, {way}": {finding: str(parts[name][finding].pointing) for finding in shown_rows}
+    for name in fine_names.values()
+    for way, parts in ways.items()
+}
+pd.DataFrame(lines)
+
 # %% [markdown]
 # Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way. Where it points
-# less often, the finer stage did not know enough. The published loss should be moved by neither.
+# less often, the finer stage did not know enough. The published loss should be moved by neither. The last table draws the finer
+# maps on their tiles once more: the shift is about as many pixels as before, but of a tile half as wide.
 #
 # ### Look at it
 #
@@ -397,6 +471,7 @@ pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in comp
 # table.
 
 # %%
+places = {name: fine_looks if name in fine_names.values() else looks for name in maps}
 cases = visible[~visible["uncertain"] & visible["finding"].isin(shown)].drop_duplicates("finding")
 for number, phrase in enumerate(cases.itertuples(), start=1):
     one = {name: grounding.phrase_map(own[phrase.row], phrase.positions) for name, own in maps.items()}
@@ -405,7 +480,10 @@ for number, phrase in enumerate(cases.itertuples(), start=1):
     mask = grounding.phrase_mask(phrases, phrase.mask, **square)
     figure = figures.word_heat_maps(
         to_display(pairs[phrase.row][1]),
-        [grounding.enlarge_map(values, image_size=sizes.image_size) for values in one.values()],
+        [
+            grounding.enlarge_map(values, image_size=sizes.image_size, offset=places[name])
+            for name, values in one.items()
+        ],
         list(one),
         quoted=False,
         value_label="times the mean",
@@ -442,14 +520,15 @@ findings = sorted(set(visible["finding"]))
 told = {"told": (model, features)} | ({"told-stride-8": (finer, fine_features)} if finer else {})
 for name, (one, own) in told.items():
     size = {"films": len(own), "patches": own.patches.shape[1]}
-    shares = patch_shares(known, **size, findings=findings, **square)
+    where = square | {"offset": fine_looks if one is finer else looks}
+    shares = patch_shares(known, **size, findings=findings, **where)
     asked = local_features(one, tokenizer, test).patches
     heads = {
         name: train_mask_head(own.patches, shares, **settings),
         name.replace("told", "labels"): train_label_head(own.patches, shares.amax(dim=1) > 0, **settings),
     }
     for teacher, head in heads.items():
-        found = grounding.ground_findings(phrases, finding_maps(head, asked), findings, **square)
+        found = grounding.ground_findings(phrases, finding_maps(head, asked), findings, **where)
         summary[teacher] = grounding.summarise_grounding(found, seed=run.seed)
 
 # %%
@@ -540,8 +619,8 @@ for name, (own, shares) in reading.items():
 #
 # Frozen encoders show what a loss asks. Whoever wants to *use* the change trains with it from the start, and wants to
 # know two things: do words point, and does the linear probe suffer? The grid of notebook 14 trained `all` (with the published
-# token loss), `cta_grounded` and `gloria` with the same seeds; a third of the epochs of notebook 06, so do not compare with
-# section 5.
+# token loss), `cta_grounded` and `gloria` with the same seeds; a third of the epochs of notebook 06, and maps drawn on tiles, so
+# do not compare with section 5.
 
 # %%
 by_loss = ("all", "cta_grounded", "gloria")
@@ -671,25 +750,29 @@ target.round(3)
 # Heads on frozen encoders are one way to aim at it. The other is to train everything with the new loss, on patches of stride 8
 # and as long as notebook 06: `one_cell.py` of the grid with `EPOCHS = 18`. Such runs are kept with the project
 # (`notebooks/grid/long.csv`): without and with words that read little, one seed each, and with masked words first on top, three
-# seeds. **Guess**: which findings reach the target?
+# seeds. Those of the last kind are scored twice, with maps on tiles and where patches look; for the others nobody kept the maps.
+# **Guess**: which findings reach the target, and for which does the drawing decide?
 
 # %%
 long = load_grid(run.root, run.profile, kind="long")
 long_chance = long[long["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
+drawn = {"on tiles": "grounding", "where patches look": "grounding_looks"}
 rows = {}
 for finding in shown:
-    metric, blind = f"grounding/{finding}/pointing", long_chance[f"grounding/{finding}/chance"]
-    for variant, hit in over_seeds(long, metric, single=True).items():
-        run.record(f"long/{variant}/{finding}/pointing", hit.as_metric())
-        each = long.loc[(long["variant"] == variant) & (long["metric"] == metric), "value"]
-        rows[variant, finding] = {
-            "hit rate": str(hit),
-            "eight times chance": f"{8 * blind:.3f}",
-            "times chance": f"{hit.mean / blind:.1f}",
-            "seeds that reach eight": f"{(each >= 8 * blind).sum()} of {hit.n}",
-        }
-variants = dict.fromkeys(long["variant"])
-pd.DataFrame({(variant, finding): rows[variant, finding] for variant in variants for finding in shown}).T
+    blind = long_chance[f"grounding/{finding}/chance"]
+    for way, prefix in drawn.items():
+        metric = f"{prefix}/{finding}/pointing"
+        for variant, hit in over_seeds(long, metric, single=True).items():
+            run.record(f"long/{variant}/{finding}/{prefix}", hit.as_metric())
+            each = long.loc[(long["variant"] == variant) & (long["metric"] == metric), "value"]
+            rows[variant, way, finding] = {
+                "hit rate": str(hit),
+                "eight times chance": f"{8 * blind:.3f}",
+                "times chance": f"{hit.mean / blind:.1f}",
+                "seeds that reach eight": f"{(each >= 8 * blind).sum()} of {hit.n}",
+            }
+order = [(v, way, f) for v in dict.fromkeys(long["variant"]) for way in drawn for f in shown if (v, way, f) in rows]
+pd.DataFrame({key: rows[key] for key in order}).T
 
 # %%
 lines = {}
@@ -728,10 +811,11 @@ for name in ("cta", "cta_grounded", "cta_grounded-stride-8", "labels-stride-8", 
 # %%
 for finding in shown:
     run.record(f"near/chance/{finding}", first[finding].near_chance)
-    for variant, near in over_seeds(long, f"grounding/{finding}/near", single=True).items():
+    key = f"grounding_looks/{finding}"
+    for variant, near in over_seeds(long, f"{key}/near", single=True).items():
         run.record(f"near/long/{variant}/{finding}", near.as_metric())
-        strict = over_seeds(long, f"grounding/{finding}/pointing", single=True)[variant]
-        habit = over_seeds(long, f"grounding/{finding}/near_control", single=True).get(variant)
+        strict = over_seeds(long, f"{key}/pointing", single=True)[variant]
+        habit = over_seeds(long, f"{key}/near_control", single=True).get(variant)
         rows[f"long: {variant}", finding] = {
             "inside": f"{strict.mean:.3f}",
             "chance": f"{long_chance[f'grounding/{finding}/chance']:.3f}",
@@ -774,7 +858,10 @@ there = (run.data_root / "prepared" / "nih").is_dir()
 boxed = {}
 if there:
     films = run.studies("nih")
-    boxed = {name: grounding.ground_boxes(m, tokenizer, films, texts=BOX_TEXTS) for name, m in models.items()}
+    boxed = {
+        name: grounding.ground_boxes(m, tokenizer, films, texts=BOX_TEXTS, offset=places[name])
+        for name, m in models.items()
+    }
     boxes = {name: grounding.summarise_grounding(part, seed=run.seed)["all"] for name, part in boxed.items()}
     line = {
         name: {"pointing": str(part.pointing), "boxes of others": f"{part.control:.3f}", "contrast": str(part.contrast)}
@@ -814,11 +901,11 @@ match = visible[(visible["row"] == low["row"]) & (visible["phrase"] == low["phra
 mask = grounding.phrase_mask(phrases, match["mask"], **square)
 heat = [
     grounding.phrase_map(maps["cta_grounded"][match["row"]], match["positions"]),
-    grounding.perfect_map(mask, patches),
+    grounding.perfect_map(mask, patches, offset=looks),
 ]
 figure = figures.word_heat_maps(
     to_display(pairs[match["row"]][1]),
-    [grounding.enlarge_map(values, image_size=sizes.image_size) for values in heat],
+    [grounding.enlarge_map(values, image_size=sizes.image_size, offset=looks) for values in heat],
     ["cta_grounded", "knows the truth"],
     quoted=False,
     value_label="times the mean",
@@ -837,7 +924,8 @@ print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 #
 # ## 13. What we showed, and what not
 #
-# **Shown.** A ceiling for every finding that no map over the patches can exceed. Two codes on paper, of which the published
+# **Shown.** A ceiling for every finding that no map over the patches can exceed. How far beside its tile a patch of a CNN looks,
+# and what it costs to draw maps on tiles. Two codes on paper, of which the published
 # loss prefers the empty one. With the same frozen encoders, data and steps, new heads trained with the published loss
 # against new heads trained with contrast over films. How much of the film a patch has seen, and what patches that saw less are
 # worth. What the same patches yield to heads that are given labels or masks. How much of the report a word has read, and what words
@@ -907,6 +995,7 @@ print(
 # - Devlin et al., *BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding*, NAACL 2019: masked words.
 # - Huang et al., *GLoRIA: A Multimodal Global-Local Representation Learning Framework for Label-efficient Medical Image
 #   Recognition*, ICCV 2021: contrast over pairs by attention-weighted words.
+# - Luo et al., *Understanding the Effective Receptive Field in Deep Convolutional Neural Networks*, NeurIPS 2016.
 # - Wang et al., *Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning*,
 #   NeurIPS 2022, arXiv 2210.06044, section 3.3 and figure 3.
 # - Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016: the pointing game, with a tolerance.

@@ -1,7 +1,6 @@
 """Encoders against direct computations: attention rows, merged words, masked statistics, shapes and dimensions."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import timm
@@ -100,48 +99,6 @@ def test_patches_of_another_stage():
         ImageEncoder("resnet10t", local_stride=6, **settings)
     with pytest.raises(EncoderError, match=r"local_stride = 8: backbone 'test_vit' has one stage"):
         ImageEncoder("test_vit", pretrained=False, image_size=64, local_stride=8)
-
-
-@pytest.mark.parametrize(
-    ("name", "stride", "settings"),
-    [
-        ("resnet10t", 4, {}),
-        ("resnet10t", 8, {}),
-        ("resnet18", 8, {}),
-        ("efficientnet_lite0", 8, {}),
-        ("densenet121", 4, {}),
-        ("convnext_atto", 4, {}),
-    ],
-)
-def test_a_patch_looks_where_the_offset_says(name, stride, settings):
-    """Oracle: which pixels change a patch at all, when all filters are averages, so that nothing cancels."""
-    encoder = ImageEncoder(name, pretrained=False, image_size=224, local_stride=stride, **settings).eval()
-    for part, weight in encoder.named_parameters():
-        filters = weight.abs().flatten(1) if weight.ndim == 4 else torch.ones_like(weight)[:, None]
-        weight.data = (filters / filters.sum(dim=1, keepdim=True)).view_as(weight) * (not part.endswith("bias"))
-    cells = 224 // stride
-    chosen = cells // 2
-    seen = torch.zeros(224, 224, dtype=torch.bool)
-    for seed in range(3):  # a maximum passes the gradient on to one pixel alone
-        images = torch.rand(1, 1, 224, 224, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-        patch = encoder(images).local.view(cells, cells, -1)[chosen, chosen]
-        seen |= torch.autograd.grad(patch.sum(), images)[0][0, 0] != 0
-    for axis in (0, 1):
-        pixels = seen.any(dim=axis).nonzero()
-        middle = (pixels.min() + pixels.max()).item() / 2
-        of_tile = chosen * stride + (stride - 1) / 2
-        assert pixels.min() > 0
-        assert pixels.max() < 223
-        assert middle == pytest.approx(of_tile + encoder.patch_offset * stride, abs=0.51)
-
-
-def test_offsets_of_the_course_and_of_a_vit():
-    sizes = load_profile("demo").model
-    assert build_image_encoder(sizes).patch_offset == -7.5 / 16
-    fine = build_image_encoder(replace(sizes, local_stride=8)).train()
-    assert fine.patch_offset == -3.5 / 8
-    assert fine.trunk.training
-    assert ImageEncoder("test_vit", pretrained=False, image_size=64).patch_offset == 0
 
 
 def stem(trunk: torch.nn.Module, films: torch.Tensor) -> torch.Tensor:

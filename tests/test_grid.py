@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers import tiny_config, tiny_studies, tiny_tokenizer
 
 from mgca_lib import grid
 from mgca_lib.data.pairs import PairImages, report_texts
+from mgca_lib.data.tasks import load_picture
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.features import embed_pairs
 from mgca_lib.evaluation.grounding import ground_boxes, summarise_grounding
+from mgca_lib.evaluation.receptive_field import CENTRED, patch_offset
 from mgca_lib.model import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,10 +73,12 @@ def test_maps_are_scored_on_tiles_and_where_patches_look(setting):
     model, tokenizer, studies = setting
     test = studies.split("test")
     found = grid.measure_boxes(model, tokenizer, test)
-    assert model.image_encoder.patch_offset == -7.5 / 16
-    for prefix, offset in (("boxes", 0.0), ("boxes_centred", -7.5 / 16)):
+    films = torch.stack([ImageTransform(36, 32)(load_picture(test, row)) for row in range(32)])
+    looks = patch_offset(model.image_encoder, films)
+    assert looks != CENTRED
+    for prefix, offset in (("boxes", CENTRED), ("boxes_looks", looks)):
         by_hand = summarise_grounding(ground_boxes(model, tokenizer, test, texts=grid.BOX_TEXTS, offset=offset))["all"]
         assert found[f"{prefix}/all/contrast"] == by_hand.contrast
         assert found[f"{prefix}/all/pointing"] == by_hand.pointing
-    assert found["boxes_centred/all/contrast"] != found["boxes/all/contrast"]
-    assert found["boxes_centred/all/chance"] == found["boxes/all/chance"]
+    assert found["boxes_looks/all/contrast"] != found["boxes/all/contrast"]
+    assert found["boxes_looks/all/chance"] == found["boxes/all/chance"]

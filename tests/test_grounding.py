@@ -15,6 +15,7 @@ from mgca_lib.data.reports import clean_sentences, report_words
 from mgca_lib.data.studies import Card, DatasetError, Studies
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.grounding import (
+    CENTRED,
     THRESHOLDS,
     Phrases,
     can_hit,
@@ -271,43 +272,46 @@ def test_enlarged_patches_lie_where_the_patches_are():
         enlarge_map(values, image_size=24)
 
 
-@pytest.mark.parametrize(("offset", "peak"), [(0.0, (11, 15)), (-0.5, (8, 12)), (0.25, (14, 16)), (-1.0, (4, 9))])
+@pytest.mark.parametrize(
+    ("offset", "peak"), [((0, 0), (11, 15)), ((-0.5, -0.5), (8, 12)), ((0.25, 0), (14, 15)), ((0, -1.0), (12, 9))]
+)
 def test_an_offset_moves_the_map_by_so_much_of_a_tile(offset, peak):
     """Tiles of 8 x 6 pixels; the centre of the one hot patch lies between rows 11 and 12, and columns 14 and 15."""
     values = torch.zeros(12)
     values[6] = 1.0
     image = enlarge_map(values, image_size=24, grid=(3, 4), offset=offset)
     brightest = np.argwhere(image >= image.max() - 1e-5)
-    centre = np.array([12 + 8 * offset, 15 + 6 * offset]) - 0.5
+    centre = np.array([12 + 8 * offset[0], 15 + 6 * offset[1]]) - 0.5
     assert np.allclose(brightest.mean(axis=0), centre, atol=0.51)
     assert peak in {tuple(map(int, place)) for place in brightest}
 
 
 def test_an_offset_of_whole_pixels_is_a_shift_and_the_border_goes_on():
     values = torch.rand(16, generator=torch.Generator().manual_seed(0))
-    plain, moved = (enlarge_map(values, image_size=32, offset=offset) for offset in (0.0, -3 / 8))
-    assert np.allclose(moved[:-3, :-3], plain[3:, 3:], atol=1e-6)
-    assert np.allclose(moved[-3:, :-3], plain[-1, 3:], atol=1e-6)
-    assert np.allclose(enlarge_map(values, image_size=32, offset=1e-9), plain, atol=1e-6)
+    plain, moved = (enlarge_map(values, image_size=32, offset=offset) for offset in (CENTRED, (-3 / 8, -1 / 8)))
+    assert np.allclose(moved[:-3, :-1], plain[3:, 1:], atol=1e-6)
+    assert np.allclose(moved[-3:, :-1], plain[-1, 1:], atol=1e-6)
+    assert np.allclose(enlarge_map(values, image_size=32, offset=(1e-9, 0)), plain, atol=1e-6)
 
 
 def test_with_an_offset_masks_and_maps_move_together():
     """What a patch covers is where its value is drawn: a mask that is one moved patch is hit, its share is one."""
     mask = np.zeros((32, 32), bool)
-    mask[5:13, 13:21] = True  # patch (1, 2) of 4 x 4, three pixels up and to the left
-    shares = perfect_map(mask, 16, offset=-3 / 8)
+    mask[5:13, 15:23] = True  # patch (1, 2) of 4 x 4, three pixels up and one to the left
+    moved = (-3 / 8, -1 / 8)
+    shares = perfect_map(mask, 16, offset=moved)
     assert shares.tolist() == pytest.approx([1.0 if patch == 6 else 0.0 for patch in range(16)], abs=1e-5)
-    assert perfect_map(mask, 16)[6] == pytest.approx((5 / 8) ** 2, abs=1e-6)
-    assert score_region(enlarge_map(shares, image_size=32, offset=-3 / 8), mask).hit
+    assert perfect_map(mask, 16)[6] == pytest.approx(5 / 8 * 7 / 8, abs=1e-6)
+    assert score_region(enlarge_map(shares, image_size=32, offset=moved), mask).hit
     corner = np.zeros((32, 32), bool)
     corner[-2:, -2:] = True
-    assert can_hit(corner, 16, offset=-3 / 8)
+    assert can_hit(corner, 16, offset=moved)
     edge = np.zeros((32, 32), bool)
-    edge[:, 8] = True  # between the centres 3.5 and 11.5 of the tiles; 8.5 when they move by three
+    edge[8] = True  # between the centres 3.5 and 11.5 of the tiles; 8.5 when they move by three
     assert not can_hit(edge, 16)
-    assert can_hit(edge, 16, offset=-3 / 8)
+    assert can_hit(edge, 16, offset=moved)
     with pytest.raises(ValueError, match="do not fill"):
-        enlarge_map(torch.zeros(5), image_size=8, offset=0.5)
+        enlarge_map(torch.zeros(5), image_size=8, offset=(0.5, 0.5))
 
 
 def test_half_a_pixel_divides_a_pixel_between_two_patches():
@@ -315,7 +319,7 @@ def test_half_a_pixel_divides_a_pixel_between_two_patches():
     mask[:, 3] = True  # tiles end at 4 and, moved by half a pixel, at 3.5
     assert perfect_map(mask, 4).tolist() == [0.25, 0, 0.25, 0]
     # The upper two tiles reach half a pixel out of the film.
-    assert perfect_map(mask, 4, offset=-1 / 8).tolist() == pytest.approx([7 / 64, 7 / 64, 1 / 8, 1 / 8])
+    assert perfect_map(mask, 4, offset=(-1 / 8, -1 / 8)).tolist() == pytest.approx([7 / 64, 7 / 64, 1 / 8, 1 / 8])
 
 
 def test_phrase_map_is_a_mean_over_real_words():

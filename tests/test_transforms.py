@@ -74,6 +74,16 @@ def test_black_is_minus_one_and_white_is_one():
     assert tensor.tolist() == [[[-1.0, 1.0], [1.0, -1.0]]]
 
 
+def test_every_grey_value_becomes_the_same_number_with_and_without_augmentation(monkeypatch):
+    """Float32, in three steps: divide by 255, double, subtract one."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = grey.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
+    monkeypatch.setattr("mgca_lib.data.transforms._CHEXPERT_AUGMENTATION", lambda tensor: tensor)
+    for augmentation in ("none", "crop", "chexpert"):
+        tensor = ImageTransform(16, 16, augmentation)(picture(grey))
+        np.testing.assert_array_equal(tensor[0].numpy(), expected)
+
+
 def test_colour_pictures_become_grey():
     colour = Image.new("RGB", (4, 4), (255, 255, 255))
     assert ImageTransform(stored_size=4, image_size=4)(colour).eq(1).all()

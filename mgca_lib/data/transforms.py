@@ -55,10 +55,10 @@ class ImageTransform:
         """Second half: crop, augmentation and grey mapping of a padded square."""
         top, left = self._corner(generator)
         crop = square[top : top + self.image_size, left : left + self.image_size]
-        tensor = crop.float().div_(255)[None]
+        tensor = crop.float()[None]
         if self.augmentation == "chexpert":
-            tensor = _CHEXPERT_AUGMENTATION(tensor)
-        return tensor.mul_(2).sub_(1)
+            return _CHEXPERT_AUGMENTATION(tensor.div_(255)).mul_(2).sub_(1)
+        return tensor.div_(127.5).sub_(1)  # the same bits as above in one pass less: half of 255 is exact
 
     def _corner(self, generator: torch.Generator | None) -> tuple[int, int]:
         room = self.stored_size - self.image_size

@@ -30,6 +30,7 @@ from mgca_lib.data.transforms import ImageTransform, mask_to_input
 from mgca_lib.evaluation.dense_data import box_mask
 from mgca_lib.evaluation.features import encoder_device, frozen, pair_batches
 from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
+from mgca_lib.evaluation.receptive_field import CENTRED
 from mgca_lib.model import MGCA
 
 PHRASES_FILE = "phrases.parquet"
@@ -276,7 +277,7 @@ def phrase_mask(phrases: Phrases, mask: str, *, stored_size: int, image_size: in
 
 
 def enlarge_map(
-    values: Tensor, *, image_size: int, grid: tuple[int, int] | None = None, offset: float = 0.0
+    values: Tensor, *, image_size: int, grid: tuple[int, int] | None = None, offset: tuple[float, float] = CENTRED
 ) -> np.ndarray:
     """Enlarge a map over patches to the encoder's input, bilinearly.
 
@@ -285,8 +286,8 @@ def enlarge_map(
         image_size: Side of the input, pixels.
         grid: Rows and columns of the patches; by default a square.
         offset: How far each value lies from the middle of its tile, in tiles, down and to the right:
-            :attr:`mgca_lib.encoders.ImageEncoder.patch_offset` puts it where the patch looks. With 0 the value is drawn
-            in the middle of the tile, as upstream and most others do.
+            :func:`mgca_lib.evaluation.receptive_field.patch_offset` puts it where the patch looks. By default it is
+            drawn in the middle of its tile, as upstream and most others do.
 
     Returns:
         ``(image_size, image_size)`` float32.
@@ -302,12 +303,14 @@ def enlarge_map(
     if rows * columns != len(values):
         raise ValueError(f"{len(values)} patches do not fill a grid of {rows} x {columns}; pass grid=(rows, columns)")
     small = values.detach().float().cpu().reshape(1, 1, rows, columns)
-    if not offset:
+    if offset == CENTRED:
         return F.interpolate(small, size=(image_size, image_size), mode="bilinear")[0, 0].numpy()
     return _moved(small, offset, (rows, columns), (image_size, image_size), outside="border")[0, 0].numpy()
 
 
-def perfect_map(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: float = 0.0) -> Tensor:
+def perfect_map(
+    mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: tuple[float, float] = CENTRED
+) -> Tensor:
     """The map of an encoder that knows the truth: the share of each patch that the mask covers.
 
     Args:
@@ -326,12 +329,14 @@ def perfect_map(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None 
     side = round(patches**0.5)
     grid = grid or (side, side)
     values = torch.from_numpy(np.asarray(mask, dtype=np.float32))[None, None]
-    if offset:
-        values = _moved(values, -offset, grid, values.shape[2:], outside="zeros")
+    if offset != CENTRED:
+        values = _moved(values, (-offset[0], -offset[1]), grid, values.shape[2:], outside="zeros")
     return F.adaptive_avg_pool2d(values, grid).flatten()
 
 
-def can_hit(mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: float = 0.0) -> bool:
+def can_hit(
+    mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: tuple[float, float] = CENTRED
+) -> bool:
     """Tell whether any map over a grid of patches could win the pointing game.
 
     A bilinearly enlarged map is brightest next to the centre of one of its patches (at the border of the image, where
@@ -407,7 +412,7 @@ def score_words(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
-    offset: float = 0.0,
+    offset: tuple[float, float] = CENTRED,
 ) -> list[tuple[str, RegionScore] | None]:
     """Score every word of one report by itself against the finding that its phrase speaks of.
 
@@ -447,7 +452,7 @@ def ground_phrases(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
-    offset: float = 0.0,
+    offset: tuple[float, float] = CENTRED,
 ) -> Grounding:
     """Score the map of every phrase against its mask.
 
@@ -482,7 +487,7 @@ def ground_findings(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
-    offset: float = 0.0,
+    offset: tuple[float, float] = CENTRED,
 ) -> Grounding:
     """Score one map a film and finding against the mask of every phrase that names the finding.
 
@@ -524,7 +529,7 @@ def ground_boxes(
     studies: Studies,
     *,
     texts: Mapping[str, str] | None = None,
-    offset: float = 0.0,
+    offset: tuple[float, float] = CENTRED,
 ) -> Grounding:
     """Score the maps of label names against the boxes that somebody drew for these labels.
 
@@ -587,7 +592,9 @@ def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: in
 
 
 @cache
-def _possible_peaks(patches: int, image_size: int, grid: tuple[int, int] | None, offset: float) -> np.ndarray:
+def _possible_peaks(
+    patches: int, image_size: int, grid: tuple[int, int] | None, offset: tuple[float, float]
+) -> np.ndarray:
     """``(S, S)`` bool: pixels where some map over the patches can be brightest."""
     place = {"image_size": image_size, "grid": grid, "offset": offset}
     alone = np.stack([enlarge_map(values, **place) for values in torch.eye(patches)])
@@ -602,7 +609,7 @@ def _ground(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None,
-    offset: float,
+    offset: tuple[float, float],
 ) -> Grounding:
     left_out = dict(phrases.left_out) | dict.fromkeys(
         ("negated, points at nothing", "cut off by the tokenizer", "mask outside the crop"), 0
@@ -635,7 +642,7 @@ def _grounding(
     left_out: dict[str, int],
     *,
     grid: tuple[int, int] | None = None,
-    offset: float = 0.0,
+    offset: tuple[float, float] = CENTRED,
 ) -> Grounding:
     if not rows:
         raise ValueError(f"nothing can be scored ({left_out})")
@@ -677,12 +684,13 @@ def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) 
     )
 
 
-def _moved(picture: Tensor, offset: float, tiles: tuple[int, int], size: Sequence[int], *, outside: str) -> Tensor:
+def _moved(
+    picture: Tensor, offset: tuple[float, float], tiles: tuple[int, int], size: Sequence[int], *, outside: str
+) -> Tensor:
     """Resample ``(1, 1, H, W)`` to ``size``, moved down and to the right by so many tiles of a grid."""
-    rows, columns = tiles
+    down, right = (2 * move / count for move, count in zip(offset, tiles, strict=True))
     # The sampling grid runs from -1 to 1 over the picture, and says where each new pixel comes from.
-    move = torch.tensor([[[1.0, 0.0, -2 * offset / columns], [0.0, 1.0, -2 * offset / rows]]])
-    where = F.affine_grid(move, [1, 1, *size], align_corners=False)
+    where = F.affine_grid(torch.tensor([[[1.0, 0.0, -right], [0.0, 1.0, -down]]]), [1, 1, *size], align_corners=False)
     return F.grid_sample(picture, where, mode="bilinear", padding_mode=outside, align_corners=False)
 
 

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from mgca_lib.evaluation.grounding import Phrases, perfect_map, phrase_mask
 from mgca_lib.evaluation.local_heads import batch_orders
+from mgca_lib.evaluation.receptive_field import CENTRED
 
 
 def patch_shares(
@@ -30,7 +31,7 @@ def patch_shares(
     findings: Sequence[str],
     stored_size: int,
     image_size: int,
-    offset: float = 0.0,
+    offset: tuple[float, float] = CENTRED,
 ) -> Tensor:
     """The share of each patch that each finding covers, by the masks of the phrases.
 
