@@ -410,6 +410,9 @@ run.show(
 # - **Contrast** (CNR): is the map brighter inside than outside, in units of its noise? 0 is blind.
 # - **IoU** at the best threshold, beside that of a map that marks everything.
 #
+# Each number is drawn in the middle of its tile, as in most papers. Patches of a CNN look a few pixels beside their tiles;
+# notebook 15 measures how many, and what it costs.
+#
 # Before you run the next cell, write down the hit rate that you expect, after what you saw.
 
 # %%
