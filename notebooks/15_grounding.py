@@ -22,7 +22,7 @@
 # that was told the truth.
 #
 # - **First read** [04 Token alignment](04_token_alignment.ipynb), which measures that the published maps do not point.
-# - **Time** `smoke` about 30 s, `demo` about six minutes on two CPU cores, once notebook 06 has trained its model.
+# - **Time** `smoke` about 30 s, `demo` about six minutes on two CPU cores (nine without bf16), once notebook 06 has trained its model.
 # - **Data** the phantom MIMIC-CXR of notebook 01 with its true masks; boxes that radiologists drew on films of patients,
 #   if notebook 13 found any; the results of the grid.
 # - **Departures from upstream** two token losses that MGCA does not have, `cta_grounded` and GLoRIA's local loss.
@@ -364,8 +364,9 @@ for finding in shown_rows:
 pd.DataFrame(lines)
 
 # %% [markdown]
-# A map that knows nothing does not mind where it is drawn; one that knows gains most where a finding is thin. Section 6 comes
-# back to it with smaller tiles. Whoever compares maps of a CNN with masks should ask the gradient first.
+# A map that knows nothing does not mind where it is drawn; one that knows gains. The move is the same for all findings, though, and
+# some of them are seen by an edge (section 10), so a single finding may gain nothing. Section 6 comes back to it with smaller tiles.
+# Whoever compares maps of a CNN with masks should ask the gradient first.
 #
 # ## 6. What a patch has seen
 #
