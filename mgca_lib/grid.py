@@ -30,7 +30,7 @@ from mgca_lib.evaluation.grounding import (
 from mgca_lib.evaluation.intervals import Interval
 from mgca_lib.evaluation.linear_probe import linear_probe
 from mgca_lib.evaluation.prototypes import assign_prototypes, cluster_agreement, dominant_finding
-from mgca_lib.evaluation.receptive_field import CENTRED, patch_offset
+from mgca_lib.evaluation.receptive_field import ON_TILES, patch_offset
 from mgca_lib.evaluation.retrieval import chance_recall, retrieval_recall
 from mgca_lib.model import MGCA
 
@@ -130,7 +130,7 @@ def measure_grounding(
     maps = word_maps(model, _pairs(model, tokenizer, test))
     looks = patch_offset(model.image_encoder, _first_films(model, test))
     found: dict[str, Interval | float] = dict(zip(("looks/rows", "looks/columns"), looks, strict=True))
-    for prefix, offset in (("grounding", CENTRED), ("grounding_looks", looks)):
+    for prefix, offset in (("grounding", ON_TILES), ("grounding_looks", looks)):
         found |= _by_finding(prefix, summarise_grounding(ground_phrases(phrases, maps, **sizes, offset=offset)))
     return found
 
@@ -149,7 +149,7 @@ def measure_boxes(model: MGCA, tokenizer: PreTrainedTokenizerBase, films: Studie
     """
     found: dict[str, Interval | float] = {}
     looks = patch_offset(model.image_encoder, _first_films(model, films))
-    for prefix, offset in (("boxes", CENTRED), ("boxes_looks", looks)):
+    for prefix, offset in (("boxes", ON_TILES), ("boxes_looks", looks)):
         parts = summarise_grounding(ground_boxes(model, tokenizer, films, texts=BOX_TEXTS, offset=offset))
         enough = {name: part for name, part in parts.items() if part.pointing.n >= FEWEST_PATIENTS}
         found |= _by_finding(prefix, enough)

@@ -11,7 +11,7 @@ from mgca_lib.data.tasks import load_picture
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.features import embed_pairs
 from mgca_lib.evaluation.grounding import ground_boxes, summarise_grounding
-from mgca_lib.evaluation.receptive_field import CENTRED, patch_offset
+from mgca_lib.evaluation.receptive_field import ON_TILES, patch_offset
 from mgca_lib.model import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,8 +75,8 @@ def test_maps_are_scored_on_tiles_and_where_patches_look(setting):
     found = grid.measure_boxes(model, tokenizer, test)
     films = torch.stack([ImageTransform(36, 32)(load_picture(test, row)) for row in range(32)])
     looks = patch_offset(model.image_encoder, films)
-    assert looks != CENTRED
-    for prefix, offset in (("boxes", CENTRED), ("boxes_looks", looks)):
+    assert looks != ON_TILES
+    for prefix, offset in (("boxes", ON_TILES), ("boxes_looks", looks)):
         by_hand = summarise_grounding(ground_boxes(model, tokenizer, test, texts=grid.BOX_TEXTS, offset=offset))["all"]
         assert found[f"{prefix}/all/contrast"] == by_hand.contrast
         assert found[f"{prefix}/all/pointing"] == by_hand.pointing

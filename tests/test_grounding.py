@@ -15,7 +15,7 @@ from mgca_lib.data.reports import clean_sentences, report_words
 from mgca_lib.data.studies import Card, DatasetError, Studies
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.grounding import (
-    CENTRED,
+    ON_TILES,
     THRESHOLDS,
     Phrases,
     can_hit,
@@ -288,7 +288,7 @@ def test_an_offset_moves_the_map_by_so_much_of_a_tile(offset, peak):
 
 def test_an_offset_of_whole_pixels_is_a_shift_and_the_border_goes_on():
     values = torch.rand(16, generator=torch.Generator().manual_seed(0))
-    plain, moved = (enlarge_map(values, image_size=32, offset=offset) for offset in (CENTRED, (-3 / 8, -1 / 8)))
+    plain, moved = (enlarge_map(values, image_size=32, offset=offset) for offset in (ON_TILES, (-3 / 8, -1 / 8)))
     assert np.allclose(moved[:-3, :-1], plain[3:, 1:], atol=1e-6)
     assert np.allclose(moved[-3:, :-1], plain[-1, 1:], atol=1e-6)
     assert np.allclose(enlarge_map(values, image_size=32, offset=(1e-9, 0)), plain, atol=1e-6)

@@ -30,7 +30,7 @@ from mgca_lib.data.transforms import ImageTransform, mask_to_input
 from mgca_lib.evaluation.dense_data import box_mask
 from mgca_lib.evaluation.features import encoder_device, frozen, pair_batches
 from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
-from mgca_lib.evaluation.receptive_field import CENTRED
+from mgca_lib.evaluation.receptive_field import ON_TILES
 from mgca_lib.model import MGCA
 
 PHRASES_FILE = "phrases.parquet"
@@ -277,7 +277,7 @@ def phrase_mask(phrases: Phrases, mask: str, *, stored_size: int, image_size: in
 
 
 def enlarge_map(
-    values: Tensor, *, image_size: int, grid: tuple[int, int] | None = None, offset: tuple[float, float] = CENTRED
+    values: Tensor, *, image_size: int, grid: tuple[int, int] | None = None, offset: tuple[float, float] = ON_TILES
 ) -> np.ndarray:
     """Enlarge a map over patches to the encoder's input, bilinearly.
 
@@ -303,13 +303,13 @@ def enlarge_map(
     if rows * columns != len(values):
         raise ValueError(f"{len(values)} patches do not fill a grid of {rows} x {columns}; pass grid=(rows, columns)")
     small = values.detach().float().cpu().reshape(1, 1, rows, columns)
-    if offset == CENTRED:
+    if offset == ON_TILES:
         return F.interpolate(small, size=(image_size, image_size), mode="bilinear")[0, 0].numpy()
     return _moved(small, offset, (rows, columns), (image_size, image_size), outside="border")[0, 0].numpy()
 
 
 def perfect_map(
-    mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: tuple[float, float] = CENTRED
+    mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: tuple[float, float] = ON_TILES
 ) -> Tensor:
     """The map of an encoder that knows the truth: the share of each patch that the mask covers.
 
@@ -329,13 +329,13 @@ def perfect_map(
     side = round(patches**0.5)
     grid = grid or (side, side)
     values = torch.from_numpy(np.asarray(mask, dtype=np.float32))[None, None]
-    if offset != CENTRED:
+    if offset != ON_TILES:
         values = _moved(values, (-offset[0], -offset[1]), grid, values.shape[2:], outside="zeros")
     return F.adaptive_avg_pool2d(values, grid).flatten()
 
 
 def can_hit(
-    mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: tuple[float, float] = CENTRED
+    mask: np.ndarray, patches: int, *, grid: tuple[int, int] | None = None, offset: tuple[float, float] = ON_TILES
 ) -> bool:
     """Tell whether any map over a grid of patches could win the pointing game.
 
@@ -412,7 +412,7 @@ def score_words(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
-    offset: tuple[float, float] = CENTRED,
+    offset: tuple[float, float] = ON_TILES,
 ) -> list[tuple[str, RegionScore] | None]:
     """Score every word of one report by itself against the finding that its phrase speaks of.
 
@@ -452,7 +452,7 @@ def ground_phrases(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
-    offset: tuple[float, float] = CENTRED,
+    offset: tuple[float, float] = ON_TILES,
 ) -> Grounding:
     """Score the map of every phrase against its mask.
 
@@ -487,7 +487,7 @@ def ground_findings(
     stored_size: int,
     image_size: int,
     grid: tuple[int, int] | None = None,
-    offset: tuple[float, float] = CENTRED,
+    offset: tuple[float, float] = ON_TILES,
 ) -> Grounding:
     """Score one map a film and finding against the mask of every phrase that names the finding.
 
@@ -529,7 +529,7 @@ def ground_boxes(
     studies: Studies,
     *,
     texts: Mapping[str, str] | None = None,
-    offset: tuple[float, float] = CENTRED,
+    offset: tuple[float, float] = ON_TILES,
 ) -> Grounding:
     """Score the maps of label names against the boxes that somebody drew for these labels.
 
@@ -642,7 +642,7 @@ def _grounding(
     left_out: dict[str, int],
     *,
     grid: tuple[int, int] | None = None,
-    offset: tuple[float, float] = CENTRED,
+    offset: tuple[float, float] = ON_TILES,
 ) -> Grounding:
     if not rows:
         raise ValueError(f"nothing can be scored ({left_out})")

@@ -14,7 +14,7 @@ from torch import Tensor
 from mgca_lib.encoders import ImageEncoder
 from mgca_lib.evaluation.features import encoder_device, frozen
 
-CENTRED = (0.0, 0.0)
+ON_TILES = (0.0, 0.0)
 """The offset of maps that are drawn as usual, each value in the middle of its tile."""
 
 _BLOCK = 4  # patches a side, in the middle of the film

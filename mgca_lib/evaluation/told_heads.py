@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from mgca_lib.evaluation.grounding import Phrases, perfect_map, phrase_mask
 from mgca_lib.evaluation.local_heads import batch_orders
-from mgca_lib.evaluation.receptive_field import CENTRED
+from mgca_lib.evaluation.receptive_field import ON_TILES
 
 
 def patch_shares(
@@ -31,7 +31,7 @@ def patch_shares(
     findings: Sequence[str],
     stored_size: int,
     image_size: int,
-    offset: tuple[float, float] = CENTRED,
+    offset: tuple[float, float] = ON_TILES,
 ) -> Tensor:
     """The share of each patch that each finding covers, by the masks of the phrases.
 
