@@ -410,8 +410,8 @@ for name, shares in seen.items():
     print(f"{name}: nine tenths come from a square of {enough_pixels} pixels; the film has {sizes.image_size}")
 
 # %% [markdown]
-# A patch has heard of what lies two patches away. So it may serve as evidence for a finding that it does not show, and
-# contrast over films, which asks *whether* the film shows the finding, is content with hearsay.
+# A patch has heard of its neighbours: the square is wider than the tile. So it may serve as evidence for a finding that it does not
+# show, and contrast over films, which asks *whether* the film shows the finding, is content with hearsay.
 #
 # That can be tested without training any encoder. We take the patches from the stage before, four times as many, each of
 # which has seen less; the trunk stays frozen, and the two heads are trained anew. **Guess** the order of three: the
