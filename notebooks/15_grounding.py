@@ -179,7 +179,9 @@ figure = figures.curves(
 run.show(figure, "looks", "Which rows and columns of the film change the patch in the middle, and where its tile lies.")
 
 # %% [markdown]
-# From here on this notebook draws every map where its patches look (`offset=looks`); section 5 counts what that is worth.
+# The teeth of the curves are the first stride: of every two pixels one counts more. The middle of the whole lies before the
+# dotted line. From here on this notebook draws every map where its patches look (`offset=looks`); section 5 counts what that is
+# worth.
 #
 # ## 3. Explanation C, on paper: what does the loss ask?
 #
@@ -926,8 +928,7 @@ print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 # ## 13. What we showed, and what not
 #
 # **Shown.** A ceiling for every finding that no map over the patches can exceed. How far beside its tile a patch of a CNN looks,
-# and what it costs to draw maps on tiles. Two codes on paper, of which the published
-# loss prefers the empty one. With the same frozen encoders, data and steps, new heads trained with the published loss
+# and what it costs to draw maps on tiles. Two codes on paper, of which the published loss prefers the empty one. With the same frozen encoders, data and steps, new heads trained with the published loss
 # against new heads trained with contrast over films. How much of the film a patch has seen, and what patches that saw less are
 # worth. What the same patches yield to heads that are given labels or masks. How much of the report a word has read, and what words
 # are worth that read little, or that have read before. Models trained from scratch, over seeds, with their probes.

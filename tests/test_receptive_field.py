@@ -15,7 +15,6 @@ class Reader(nn.Module):
 
     def __init__(self, *, tile, down, right, size=64, block=1):
         super().__init__()
-        self.anchor = nn.Parameter(torch.zeros(1))
         first = tile // 2 - block // 2
         self.rows = (torch.arange(0, size, tile) + first + down).clamp(0, size - block)
         self.columns = (torch.arange(0, size, tile) + first + right).clamp(0, size - block)
@@ -67,7 +66,18 @@ def test_a_resnet_looks_up_and_to_the_left_and_a_vit_at_its_tile():
     assert patch_offset(vit, films(64, 8)) == pytest.approx((0, 0), abs=0.1)
 
 
-def test_an_encoder_without_influence_does_not_divide_by_zero():
-    dead = Reader(tile=8, down=0, right=0)
-    influence = pixel_influence(dead, torch.zeros(1, 1, 64, 64), 0, 0)
-    assert influence.isfinite().all()
+class Squarer(Reader):
+    """Reads the square of its pixels, so that black films change nothing."""
+
+    def forward(self, images):
+        return super().forward(images.square())
+
+
+def test_films_that_change_nothing_do_not_count():
+    squarer = Squarer(tile=8, down=-3, right=2)
+    black = torch.zeros(2, 1, 64, 64)
+    mixed = torch.cat([black, films()])
+    assert pixel_influence(squarer, mixed, 1, 2).sum().item() == pytest.approx(1)
+    assert patch_offset(squarer, mixed) == pytest.approx((-2.5 / 8, 2.5 / 8), abs=1e-5)
+    with pytest.raises(ValueError, match=r"no pixel changes patch \(2, 2\)"):
+        patch_offset(squarer, black)

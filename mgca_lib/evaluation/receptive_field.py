@@ -31,10 +31,10 @@ def pixel_influence(encoder: ImageEncoder, images: Tensor, row: int, column: int
         seed: Decides the direction, one for each image.
 
     Returns:
-        ``(S, S)`` float32 on the CPU, the mean over the images, each of which adds up to 1.
+        ``(S, S)`` float32 on the CPU: mean over the images that change the patch at all, each of which adds up to 1.
 
     Raises:
-        ValueError: the patches form no square, or there is no such patch.
+        ValueError: the patches form no square, there is no such patch, or no pixel of any image changes it.
 
     >>> encoder = ImageEncoder("test_vit", pretrained=False, image_size=64)
     >>> influence = pixel_influence(encoder, torch.rand(2, 1, 64, 64), 1, 2)
@@ -52,7 +52,13 @@ def pixel_influence(encoder: ImageEncoder, images: Tensor, row: int, column: int
         direction = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed)).to(vector)
         (change,) = torch.autograd.grad((vector * direction).sum(), pixels)
     energy = change.float().square().sum(dim=1)
-    return (energy / energy.sum(dim=(1, 2), keepdim=True).clamp(min=1e-30)).mean(dim=0).cpu()
+    total = energy.sum(dim=(1, 2), keepdim=True)
+    alive = total.flatten() > 0
+    if not alive.any():
+        raise ValueError(
+            f"no pixel changes patch ({row}, {column}): is this encoder trained, and its output not constant?"
+        )
+    return (energy / total)[alive].mean(dim=0).cpu()
 
 
 def patch_offset(encoder: ImageEncoder, images: Tensor) -> tuple[float, float]:
@@ -68,6 +74,9 @@ def patch_offset(encoder: ImageEncoder, images: Tensor) -> tuple[float, float]:
     Returns:
         Rows (down) and columns (to the right), in sides of a tile; ``offset`` of the functions of
         :mod:`mgca_lib.evaluation.grounding`.
+
+    Raises:
+        ValueError: as :func:`pixel_influence`.
     """
     with torch.inference_mode(), frozen(encoder):
         side = round(encoder(images[:1].to(encoder_device(encoder))).local.shape[1] ** 0.5)
