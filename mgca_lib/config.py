@@ -49,7 +49,7 @@ def _is_finite(value: Any) -> bool:
 
 
 LATER: Mapping[str, Any] = MappingProxyType(
-    {"chunk_size": 0, "stem_width": 0, "local_stride": 16, "word_window": 0, "mlm_epochs": 0}
+    {"chunk_size": 0, "stem_width": 0, "local_stride": 16, "word_window": 0, "mlm_epochs": 0, "text_rate_factor": 1.0}
 )
 """Settings that older checkpoints and runs do not name, with what was done then."""
 
@@ -216,6 +216,9 @@ class TrainingConfig:
     )
     sync_batchnorm: bool = _setting(True, "BatchNorm over the batches of all processes (upstream: each GPU alone)")
     learning_rate: float = _setting(2e-5, "peak learning rate of AdamW")
+    text_rate_factor: float = _setting(
+        1.0, "the report encoder learns at so many times this rate; below 1 it keeps more of what it has read before"
+    )
     weight_decay: float = _setting(0.05, "weight decay of AdamW")
     warmup_fraction: float = _setting(0.4, "share of all steps with linearly rising learning rate; then cosine")
     clip_norm: float = _setting(0.0, "clip the gradient to this norm; 0: off (published)")
@@ -234,7 +237,8 @@ class TrainingConfig:
         for name in ("epochs", "accumulation", "checkpoint_steps"):
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
         _require(self, "batch_size", self.batch_size >= 2, "must be at least 2: contrast needs a second pair")
-        _require(self, "learning_rate", self.learning_rate > 0, "must be positive")
+        for name in ("learning_rate", "text_rate_factor"):
+            _require(self, name, getattr(self, name) > 0, "must be positive")
         _require(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "must be in [0, 1)")
         _require(self, "precision", self.precision in ("auto", "fp32", "bf16"), "must be auto, fp32 or bf16")
         for name in ("chunk_size", "weight_decay", "clip_norm", "patience", "workers", "mlm_epochs", "max_train_pairs"):

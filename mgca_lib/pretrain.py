@@ -65,9 +65,9 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
 
     Follows section 4.1 of the paper: AdamW on all parameters, linear warm-up then cosine per step, early stop,
     prototypes frozen at first. With ``mlm_epochs`` the report encoder reads before all this
-    (:mod:`mgca_lib.masked_language`); a run killed in the meantime begins again. Differs from upstream: contrast over
-    all processes (``gather``), bf16 where the device is fast in it, prototypes frozen by leaving out their gradient,
-    MIMIC's test split not used for validation, anomaly detection off.
+    (:mod:`mgca_lib.masked_language`); a run killed in the meantime begins again. ``text_rate_factor`` is for what comes
+    after. Differs from upstream: contrast over all processes (``gather``), bf16 where the device is fast in it,
+    prototypes frozen by leaving out their gradient, MIMIC's test split not used for validation, anomaly detection off.
 
     Args:
         config: All settings.
@@ -126,9 +126,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         model, tokenizer = rebuild(resume_from, config)
     if training.sync_batchnorm and processes > 1:
         synchronise_batch_norm(model)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-    )
+    optimizer = _optimizer(model, training)
     state = Progress() if resume_from is None else restore(resume_from, model, optimizer)
     _check_all_there(state, out, accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -156,7 +154,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             started = time.perf_counter()
             rate = learning_rate_at(state.step, total_steps, training)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             # Seeding each step by its number, not once, is what makes a resumed run draw the same dropout.
             torch.manual_seed(_step_seed(seed, state.step, accelerator.process_index))
             losses = _optimiser_step(wrapped, optimizer, batches, config, accelerator, frozen=_frozen(config, epoch))
@@ -324,6 +322,17 @@ def _learn_to_read(
         seed=seed,
         accelerator=accelerator,
     )
+
+
+def _optimizer(model: MGCA, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over all parameters; those of the report encoder apart, with a factor of their own, if there is one."""
+    groups = [{"params": list(model.parameters()), "factor": 1.0}]
+    if training.text_rate_factor != 1:
+        text = list(model.report_encoder.parameters())
+        among_text = {id(parameter) for parameter in text}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in among_text]
+        groups = [{"params": rest, "factor": 1.0}, {"params": text, "factor": training.text_rate_factor}]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
 
 
 def _pairs(

@@ -66,6 +66,18 @@ _ALL = (
         {"token_form": "cta_grounded", "local_stride": 8, "word_window": 4, "mlm_epochs": 10},
         "As cta_grounded-stride-8-window, and the report encoder first fills in masked words for ten passes.",
     ),
+    Variant(
+        "cta_grounded-stride-8-window-mlm-slow",
+        "words",
+        {
+            "token_form": "cta_grounded",
+            "local_stride": 8,
+            "word_window": 4,
+            "mlm_epochs": 10,
+            "text_rate_factor": 0.2,
+        },
+        "As cta_grounded-stride-8-window-mlm, and afterwards the report encoder learns at a fifth of the rate.",
+    ),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),
     Variant("queue", "prototypes", {"queue_size": 1024}, "Sinkhorn balances the last 1,024 embeddings with the batch."),

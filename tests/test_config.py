@@ -45,6 +45,7 @@ BAD_VALUES = [
     ("word_window", 4.0),
     ("mlm_epochs", -1),
     ("mlm_epochs", 2.0),
+    ("text_rate_factor", 0.0),
     ("text_dropout", 1.0),
     ("text_dropout", -0.1),
     ("text_vocabulary", 5),

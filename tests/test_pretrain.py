@@ -136,6 +136,14 @@ def test_validation_is_what_the_best_checkpoint_says(small, undisturbed):
     assert row["valid/top1"] == pytest.approx(retrieval_accuracy(image, report)["top1"].item())
 
 
+def parts_of(model):
+    """Parameters by the first part of their name; AdamW treats each alone, so several optimisers are one."""
+    parts = {}
+    for name, parameter in model.named_parameters():
+        parts.setdefault(name.split(".")[0], []).append(parameter)
+    return parts
+
+
 def manual_run(config, studies, seed):
     """Two epochs written out with plain torch: accumulation, schedule, frozen prototypes, AdamW."""
     training = config.training
@@ -144,7 +152,10 @@ def manual_run(config, studies, seed):
     model = build_model(config, tokenizer, seed=seed).train()
     # The same kernel as in the loop: where a gradient is nearly zero, Adam's division magnifies how a kernel rounds.
     settings = {"betas": (0.9, 0.999), "weight_decay": training.weight_decay, "fused": True}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, **settings)
+    rates = {"report_encoder": training.text_rate_factor}
+    optimizers = [
+        (rates.get(name, 1.0), torch.optim.AdamW(part, lr=1.0, **settings)) for name, part in parts_of(model).items()
+    ]
     data = PairImages(train, tokenizer, ImageTransform(36, 32, "crop"), max_pieces=112, seed=seed)
     micro = len(train) // training.batch_size
     steps = micro // training.accumulation
@@ -152,23 +163,29 @@ def manual_run(config, studies, seed):
     for epoch in range(training.epochs):
         order = list(EpochBatches(size=len(train), batch_size=training.batch_size, seed=seed, epoch=epoch))
         for first in range(0, steps * training.accumulation, training.accumulation):
-            optimizer.param_groups[0]["lr"] = learning_rate_at(step, steps * training.epochs, training)
-            optimizer.zero_grad()
+            model.zero_grad()
             for keys in order[first : first + training.accumulation]:
                 (model(data.collate([data[key] for key in keys]))[0].total / training.accumulation).backward()
             if epoch < config.alignment.freeze_prototypes_epochs:
                 model.prototypes.grad = None
             if training.clip_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
-            optimizer.step()
+            for factor, optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = factor * learning_rate_at(step, steps * training.epochs, training)
+                optimizer.step()
             step += 1
     return model.state_dict()
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"accumulation": 2, "batch_size": 4}, {"clip_norm": 0.5}, {"accumulation": 3, "batch_size": 2, "epochs": 3}],
-    ids=["accumulation", "clipping", "uneven accumulation"],
+    [
+        {"accumulation": 2, "batch_size": 4},
+        {"clip_norm": 0.5},
+        {"accumulation": 3, "batch_size": 2, "epochs": 3},
+        {"text_rate_factor": 0.25},
+    ],
+    ids=["accumulation", "clipping", "uneven accumulation", "slower text"],
 )
 def test_the_loop_against_one_written_out(small, tmp_path, settings):
     config = tiny_config(text_dropout=0.0, checkpoint_steps=100, **settings)
@@ -309,7 +326,7 @@ def test_tensorboard_reads_the_log(undisturbed):
 # ---- masked words first
 
 
-MLM = {"mlm_epochs": 2}
+MLM = {"mlm_epochs": 2, "text_rate_factor": 0.5}
 
 
 @pytest.fixture(scope="module")

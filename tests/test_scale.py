@@ -28,7 +28,7 @@ CASES = {
     "accumulation": {"backbone": "test_vit", "accumulation": 2},
     "queue": {"backbone": "test_vit", "queue_size": 13, "freeze_prototypes_epochs": 0},
     "chunks": {"backbone": "test_vit", "chunk_size": 1},
-    "masked words": {"backbone": "test_vit", "mlm_epochs": 1},
+    "masked words": {"backbone": "test_vit", "mlm_epochs": 1, "text_rate_factor": 0.5},
 }
 
 
