@@ -50,10 +50,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from mgca_lib import figures
 from mgca_lib.alignment import token_alignment_loss
@@ -635,6 +631,11 @@ for name, (own, shares) in reading.items():
 
 
 # %%
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
 parts_of = {part: studies.split(part) for part in ("train", "test")}
 label_of = {
     "consolidation": "Consolidation",
@@ -645,6 +646,7 @@ label_of = {
 truth_of = {part: own.labels([label_of[name] for name in shown]) == 1 for part, own in parts_of.items()}
 
 
+# %%
 def what_remains(one):
     """AUROC of a linear probe for each finding, from the vectors of the films and of the reports."""
     embedded = []
