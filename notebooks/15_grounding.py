@@ -58,13 +58,12 @@ from mgca_lib.checkpoint import load_checkpoint
 from mgca_lib.data.pairs import PairImages
 from mgca_lib.data.transforms import ImageTransform, to_display
 from mgca_lib.evaluation import grounding
-from mgca_lib.evaluation.features import embed_pairs, pair_batches
+from mgca_lib.evaluation.features import pair_batches
 from mgca_lib.evaluation.local_heads import local_features, train_local_heads, with_local_stride
 from mgca_lib.evaluation.receptive_field import patch_offset, pixel_influence
 from mgca_lib.evaluation.told_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS
 from mgca_lib.grid_results import load_grid, over_seeds, paired_differences, verdict
-from mgca_lib.model import build_model
 from mgca_lib.pretrain import pretrain
 
 pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
@@ -631,48 +630,52 @@ for name, (own, shares) in reading.items():
 
 
 # %%
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from mgca_lib.data.tasks import Task
+from mgca_lib.evaluation.features import Features, embed_pairs
+from mgca_lib.evaluation.linear_probe import linear_probe
+from mgca_lib.model import build_model
 
-parts_of = {part: studies.split(part) for part in ("train", "test")}
 label_of = {
     "consolidation": "Consolidation",
     "pleural effusion": "Pleural Effusion",
     "nodule": "Lung Lesion",
     "pneumothorax": "Pneumothorax",
 }
-truth_of = {part: own.labels([label_of[name] for name in shown]) == 1 for part, own in parts_of.items()}
+parts_of = {name: studies.split(name) for name in ("train", "valid", "test")}
+states = {
+    name: (part.labels([label_of[one] for one in shown]) == 1).astype("float32") for name, part in parts_of.items()
+}
 
 
 # %%
 def what_remains(one):
-    """AUROC of a linear probe for each finding, from the vectors of the films and of the reports."""
-    embedded = []
-    for own in parts_of.values():
-        read = PairImages(own, tokenizer, ImageTransform(**square), max_pieces=sizes.max_pieces, seed=run.seed)
-        embedded.append(embed_pairs(one, read))
+    """For each finding a linear probe on the vectors of the films, and one on those of the reports."""
+    vectors = {}
+    for split, part in parts_of.items():
+        read = PairImages(part, tokenizer, ImageTransform(**square), max_pieces=sizes.max_pieces, seed=run.seed)
+        vectors[split] = dict(zip(("film", "report"), embed_pairs(one, read), strict=True))
     found = {}
-    for side_of, train_on, test_on in zip(("film", "report"), *embedded, strict=True):
-        for number, name in enumerate(shown):
-            answers, right = (truth_of[part][:, number] for part in ("train", "test"))
-            if answers.any() and 0 < right.sum() < len(right):
-                probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-                scores = probe.fit(train_on.numpy(), answers).decision_function(test_on.numpy())
-                found[side_of, name] = float(roc_auc_score(right, scores))
+    for number, finding in enumerate(shown):
+        task = Task("mimic_cxr", "multilabel", (label_of[finding],), "auroc")
+        for source in ("film", "report"):
+            parts = [
+                Features(own[source].numpy(), states[split][:, [number]], tuple(parts_of[split].table["image_id"]))
+                for split, own in vectors.items()
+            ]
+            if all(0 < part.targets.sum() < len(part) for part in parts):
+                found[source, finding] = linear_probe(*parts, task=task, fraction=1.0, seeds=[run.seed])
     return found
 
 
 # %%
-remains = {
-    "random weights": what_remains(build_model(run.config, tokenizer, seed=run.seed).to(run.device)),
-    "notebook 06": what_remains(model),
-}
+new = build_model(run.config, tokenizer, seed=run.seed).to(run.device)
+remains = {"random weights": what_remains(new), "notebook 06": what_remains(model)}
+lines = {}
 for encoders, found in remains.items():
-    for (side_of, name), auroc in found.items():
-        run.record(f"remains/{encoders.replace(' ', '_')}/{side_of}/{name}", auroc)
-pd.DataFrame(remains).unstack(0).round(3)
+    for (source, finding), probe in found.items():
+        run.record(f"remains/{encoders.replace(' ', '_')}/{source}/{finding}", probe.as_metric())
+        lines.setdefault((source, encoders), {})[finding] = f"{probe.mean:.3f} [{probe.low:.3f}, {probe.high:.3f}]"
+pd.DataFrame(lines)
 
 # %% [markdown]
 # Compare the two columns under *report*. Where the trained one is lower, training made the report encoder forget what is written in
