@@ -78,6 +78,18 @@ _ALL = (
         },
         "As cta_grounded-stride-8-window-mlm, and afterwards the report encoder learns at a fifth of the rate.",
     ),
+    Variant(
+        "cta_grounded-stride-8-window-mlm-slower",
+        "words",
+        {
+            "token_form": "cta_grounded",
+            "local_stride": 8,
+            "word_window": 4,
+            "mlm_epochs": 10,
+            "text_rate_factor": 0.05,
+        },
+        "As cta_grounded-stride-8-window-mlm, and afterwards the report encoder learns at a twentieth of the rate.",
+    ),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),
     Variant("queue", "prototypes", {"queue_size": 1024}, "Sinkhorn balances the last 1,024 embeddings with the batch."),
