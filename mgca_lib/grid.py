@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mgca_lib.data.pairs import PairImages, report_texts
 from mgca_lib.data.studies import Studies
-from mgca_lib.data.tasks import TASKS, TaskImages, load_picture
+from mgca_lib.data.tasks import TASKS, Task, TaskImages, load_picture
 from mgca_lib.data.transforms import ImageTransform
-from mgca_lib.evaluation.features import embed_pairs, extract_features
+from mgca_lib.evaluation.features import Features, embed_pairs, extract_features
 from mgca_lib.evaluation.grounding import (
     GroundingSummary,
     Phrases,
@@ -103,6 +103,44 @@ def measure_retrieval(model: MGCA, tokenizer: PreTrainedTokenizerBase, test: Stu
         "retrieval/i2t/r@5": result.image_to_report[5],
         "retrieval/r@5/chance": chance_recall(len(test), texts=texts)[5],
     }
+
+
+def measure_reading(
+    model: MGCA, tokenizer: PreTrainedTokenizerBase, studies: Studies, *, findings: Sequence[str]
+) -> dict[str, Interval]:
+    """What the vectors of the common space still say: linear probes for each finding on reports, and on films.
+
+    A report states its findings, so little should be missing from its vector; what alignment made the report encoder
+    forget, it cannot teach the film's side.
+
+    Args:
+        model: A model, pretrained or not.
+        tokenizer: Its tokenizer.
+        studies: The whole prepared dataset with reports: the probe learns from ``train``, and ``valid`` chooses its L2
+            strength.
+        findings: Label names; present counts against all else. One that a split lacks, or that is everywhere in it,
+            gets no number.
+
+    Returns:
+        ``reading/FINDING/report`` and ``reading/FINDING/film``: AUROC on ``test``, with a bootstrap interval.
+    """
+    splits = [studies.split(name) for name in ("train", "valid", "test")]
+    vectors = [embed_pairs(model, _pairs(model, tokenizer, split)) for split in splits]
+    names = [tuple(split.table["image_id"]) for split in splits]
+    found = {}
+    for finding in findings:
+        task = Task(studies.root.name, "multilabel", (finding,), "auroc")
+        present = [(split.labels([finding]) == 1).astype(np.float32) for split in splits]
+        if not all(0 < part.sum() < len(part) for part in present):
+            continue
+        for side, source in enumerate(("film", "report")):
+            parts = [
+                Features(own[side].numpy(), stated, ids)
+                for own, stated, ids in zip(vectors, present, names, strict=True)
+            ]
+            probe = linear_probe(*parts, task=task, fraction=1.0, seeds=[0])
+            found[f"reading/{finding}/{source}"] = Interval(probe.mean, probe.low, probe.high, probe.n)
+    return found
 
 
 def measure_grounding(

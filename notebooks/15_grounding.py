@@ -630,9 +630,7 @@ for name, (own, shares) in reading.items():
 
 
 # %%
-from mgca_lib.data.tasks import Task
-from mgca_lib.evaluation.features import Features, embed_pairs
-from mgca_lib.evaluation.linear_probe import linear_probe
+from mgca_lib.grid import measure_reading
 from mgca_lib.model import build_model
 
 label_of = {
@@ -641,41 +639,21 @@ label_of = {
     "nodule": "Lung Lesion",
     "pneumothorax": "Pneumothorax",
 }
-parts_of = {name: studies.split(name) for name in ("train", "valid", "test")}
-states = {
-    name: (part.labels([label_of[one] for one in shown]) == 1).astype("float32") for name, part in parts_of.items()
+new = build_model(run.config, tokenizer, seed=run.seed).to(run.device)
+asked_for = [label_of[finding] for finding in shown]
+remains = {
+    name: measure_reading(one, tokenizer, studies, findings=asked_for)
+    for name, one in {"random weights": new, "notebook 06": model}.items()
 }
 
-
 # %%
-def what_remains(one):
-    """For each finding a linear probe on the vectors of the films, and one on those of the reports."""
-    vectors = {}
-    for split, part in parts_of.items():
-        read = PairImages(part, tokenizer, ImageTransform(**square), max_pieces=sizes.max_pieces, seed=run.seed)
-        vectors[split] = dict(zip(("film", "report"), embed_pairs(one, read), strict=True))
-    found = {}
-    for number, finding in enumerate(shown):
-        task = Task("mimic_cxr", "multilabel", (label_of[finding],), "auroc")
-        for source in ("film", "report"):
-            parts = [
-                Features(own[source].numpy(), states[split][:, [number]], tuple(parts_of[split].table["image_id"]))
-                for split, own in vectors.items()
-            ]
-            if all(0 < part.targets.sum() < len(part) for part in parts):
-                found[source, finding] = linear_probe(*parts, task=task, fraction=1.0, seeds=[run.seed])
-    return found
-
-
-# %%
-new = build_model(run.config, tokenizer, seed=run.seed).to(run.device)
-remains = {"random weights": what_remains(new), "notebook 06": what_remains(model)}
 lines = {}
 for encoders, found in remains.items():
-    for (source, finding), probe in found.items():
-        run.record(f"remains/{encoders.replace(' ', '_')}/{source}/{finding}", probe.as_metric())
-        lines.setdefault((source, encoders), {})[finding] = f"{probe.mean:.3f} [{probe.low:.3f}, {probe.high:.3f}]"
-pd.DataFrame(lines)
+    for key, auroc in found.items():
+        _, finding, source = key.split("/")
+        run.record(f"{key}/{encoders.replace(' ', '_')}", auroc.as_metric())
+        lines.setdefault((source, encoders), {})[finding] = str(auroc)
+pd.DataFrame(lines).sort_index(axis=1, level=0, sort_remaining=False)
 
 # %% [markdown]
 # Compare the two columns under *report*. Where the trained one is lower, training made the report encoder forget what is written in

@@ -45,6 +45,33 @@ def test_probe_has_every_fraction(setting):
         assert all(0 <= cell.low <= cell.mean <= cell.high <= 1 for cell in found.values() if np.isfinite(cell.low))
 
 
+@pytest.mark.parametrize(("knows", "other"), [("film", "report"), ("report", "film")])
+def test_reading_is_of_the_side_that_it_says(setting, monkeypatch, knows, other):
+    """One side's vectors hold the label and nothing else, those of the other side are noise."""
+    model, tokenizer, studies = setting
+
+    def embed(_, pairs):
+        label = torch.from_numpy(pairs.studies.labels(["Edema"]) == 1).float()
+        noise = torch.randn(len(label), 4, generator=torch.Generator().manual_seed(len(label)))
+        vectors = {knows: label * 2 - 1, other: noise}
+        return vectors["film"], vectors["report"]
+
+    monkeypatch.setattr(grid, "embed_pairs", embed)
+    found = grid.measure_reading(model, tokenizer, studies, findings=["Edema"])
+    assert set(found) == {"reading/Edema/film", "reading/Edema/report"}
+    cell = found[f"reading/Edema/{knows}"]
+    assert (cell.mean, cell.low, cell.high, cell.n) == (1, 1, 1, 48)
+    assert 0.2 < found[f"reading/Edema/{other}"].mean < 0.8
+
+
+def test_reading_leaves_out_what_a_split_lacks(setting):
+    model, tokenizer, studies = setting
+    assert set(grid.measure_reading(model, tokenizer, studies, findings=["Edema", "Cardiomegaly"])) == {
+        "reading/Edema/film",
+        "reading/Edema/report",
+    }
+
+
 def test_prototypes_only_where_they_were_trained(setting):
     model, tokenizer, studies = setting
     found = grid.measure_prototypes(

@@ -80,9 +80,9 @@ run.show(figure, "losses", "Loss parts of this variant over its epochs, training
 # %% [markdown]
 # ## 3. Measure
 #
-# Four yardsticks: the linear probe of notebook 07 on the phantom CheXpert and RSNA, the retrieval of notebook 03 over the whole
-# test set, the pointing of notebook 04 against the true masks, the prototypes of notebook 08. Before you read on: which
-# of them can this variant have changed at all?
+# Five yardsticks: the linear probe of notebook 07 on the phantom CheXpert and RSNA, the retrieval of notebook 03 over the whole
+# test set, the pointing of notebook 04 against the true masks, the prototypes of notebook 08, and what the vectors of the common
+# space still say of four findings (notebook 15). Before you read on: which of them can this variant have changed at all?
 
 # %%
 from mgca_lib import grid
@@ -93,6 +93,9 @@ measured = {}
 for dataset in ("chexpert", "rsna"):
     measured |= grid.measure_probe(model, run.studies(dataset), dataset=dataset, seeds=draws)
 measured |= grid.measure_retrieval(model, tokenizer, test)
+measured |= grid.measure_reading(
+    model, tokenizer, studies, findings=["Consolidation", "Pleural Effusion", "Lung Lesion", "Pneumothorax"]
+)
 
 # %%
 from mgca_lib.evaluation.grounding import load_phrases
