@@ -8,6 +8,8 @@ training decides how much of either counts. So it is measured: by the gradient, 
 et al. (NeurIPS 2016). No label and no mask takes part.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -41,24 +43,7 @@ def pixel_influence(encoder: ImageEncoder, images: Tensor, row: int, column: int
     >>> influence.shape, round(influence.sum().item(), 4)
     (torch.Size([64, 64]), 1.0)
     """
-    with frozen(encoder), torch.enable_grad():
-        pixels = images.to(encoder_device(encoder), copy=True).requires_grad_()
-        local = encoder(pixels).local
-        side = round(local.shape[1] ** 0.5)
-        if side**2 != local.shape[1] or not (0 <= row < side and 0 <= column < side):
-            raise ValueError(f"no patch ({row}, {column}) in {local.shape[1]} patches of a square")
-        vector = local[:, row * side + column].float()
-        # In one direction that is one sample of the sum over all directions, of the whole Jacobian.
-        direction = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed)).to(vector)
-        (change,) = torch.autograd.grad((vector * direction).sum(), pixels)
-    energy = change.float().square().sum(dim=1)
-    total = energy.sum(dim=(1, 2), keepdim=True)
-    alive = total.flatten() > 0
-    if not alive.any():
-        raise ValueError(
-            f"no pixel changes patch ({row}, {column}): is this encoder trained, and its output not constant?"
-        )
-    return (energy / total)[alive].mean(dim=0).cpu()
+    return _influences(encoder, images, {(row, column): seed})[row, column]
 
 
 def patch_offset(encoder: ImageEncoder, images: Tensor) -> tuple[float, float]:
@@ -84,10 +69,36 @@ def patch_offset(encoder: ImageEncoder, images: Tensor) -> tuple[float, float]:
     block = range(max(0, side // 2 - _BLOCK // 2), min(side, side // 2 + _BLOCK // 2))
     pixel = torch.arange(images.shape[-1]) + 0.5
     offsets = []
-    for row in block:
-        for column in block:
-            influence = pixel_influence(encoder, images, row, column, seed=row * side + column)
-            down, right = ((influence.sum(dim=axis) * pixel).sum() for axis in (1, 0))
-            offsets.append((down / tile - row - 0.5, right / tile - column - 0.5))
+    seeds = {(row, column): row * side + column for row in block for column in block}
+    for (row, column), influence in _influences(encoder, images, seeds).items():
+        down, right = ((influence.sum(dim=axis) * pixel).sum() for axis in (1, 0))
+        offsets.append((down / tile - row - 0.5, right / tile - column - 0.5))
     rows, columns = torch.tensor(offsets).mean(dim=0).tolist()
     return rows, columns
+
+
+def _influences(
+    encoder: ImageEncoder, images: Tensor, seeds: Mapping[tuple[int, int], int]
+) -> dict[tuple[int, int], Tensor]:
+    """:func:`pixel_influence` of several patches, by row and column, from one pass through the encoder."""
+    found = {}
+    with frozen(encoder), torch.enable_grad():
+        pixels = images.to(encoder_device(encoder), copy=True).requires_grad_()
+        local = encoder(pixels).local
+        side = round(local.shape[1] ** 0.5)
+        for (row, column), seed in seeds.items():
+            if side**2 != local.shape[1] or not (0 <= row < side and 0 <= column < side):
+                raise ValueError(f"no patch ({row}, {column}) in {local.shape[1]} patches of a square")
+            vector = local[:, row * side + column].float()
+            # In one direction that is one sample of the sum over all directions, of the whole Jacobian.
+            direction = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed)).to(vector)
+            (change,) = torch.autograd.grad((vector * direction).sum(), pixels, retain_graph=True)
+            energy = change.float().square().sum(dim=1)
+            total = energy.sum(dim=(1, 2), keepdim=True)
+            alive = total.flatten() > 0
+            if not alive.any():
+                raise ValueError(
+                    f"no pixel changes patch ({row}, {column}): is this encoder trained, and its output not constant?"
+                )
+            found[row, column] = (energy / total)[alive].mean(dim=0).cpu()
+    return found
