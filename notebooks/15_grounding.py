@@ -801,8 +801,8 @@ target.round(3)
 # Heads on frozen encoders are one way to aim at it. The other is to train everything with the new loss, on patches of stride 8
 # and as long as notebook 06: `one_cell.py` of the grid with `EPOCHS = 18`. Such runs are kept with the project
 # (`notebooks/grid/long.csv`): without and with words that read little, one seed each; with masked words first on top, three seeds;
-# and with a report encoder that moves slowly afterwards, three seeds. The last two kinds are scored twice, with maps on tiles and where
-# patches look; for the others nobody kept the maps.
+# and with a report encoder that then moves at a fifth of the rate (`slow`, three seeds) or at a twentieth (`slower`, one seed). From
+# the masked words on, all are scored twice, with maps on tiles and where patches look; for the others nobody kept the maps.
 # **Guess**: which findings reach the target, and for which does the drawing decide?
 
 # %%
@@ -828,7 +828,8 @@ pd.DataFrame({key: rows[key] for key in order}).T
 
 # %%
 lines = {}
-for label, metric in yardsticks.items():
+reading_off = {f"pneumothorax, read off the {side}": f"reading/Pneumothorax/{side}" for side in ("report", "film")}
+for label, metric in (yardsticks | reading_off).items():
     for variant, value in over_seeds(long, metric, single=True).items():
         run.record(f"long/{variant}/{metric.replace('/', '_')}", value.as_metric())
         lines.setdefault(variant, {})[label] = str(value)
@@ -836,7 +837,8 @@ pd.DataFrame(lines).rename_axis("long runs")
 
 # %% [markdown]
 # With one seed (n=1) the interval is over patients or draws of the labels, with several over seeds: only these say how much the
-# next run may differ.
+# next run may differ. The last two rows are the AUROC of section 8, where it was measured: the slower a report encoder moves, the more
+# of its report should be left, and perhaps the more the films have learned from it.
 #
 # ### Beside the mark
 #
