@@ -326,6 +326,7 @@ def _learn_to_read(
 
 def _optimizer(model: MGCA, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over all parameters; those of the report encoder apart, with a factor of their own, if there is one."""
+    # Groups decide the numbers of the parameters in a checkpoint, so without a factor there has to be one, as ever.
     groups = [{"params": list(model.parameters()), "factor": 1.0}]
     if training.text_rate_factor != 1:
         text = list(model.report_encoder.parameters())
