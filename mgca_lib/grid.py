@@ -6,6 +6,7 @@ cells as one table.
 """
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from mgca_lib.evaluation.grounding import (
     word_maps,
 )
 from mgca_lib.evaluation.intervals import Interval
-from mgca_lib.evaluation.linear_probe import linear_probe
+from mgca_lib.evaluation.linear_probe import linear_probe, probe_interval
 from mgca_lib.evaluation.prototypes import assign_prototypes, cluster_agreement, dominant_finding
 from mgca_lib.evaluation.receptive_field import ON_TILES, patch_offset
 from mgca_lib.evaluation.retrieval import chance_recall, retrieval_recall
@@ -53,6 +54,15 @@ BOX_TEXTS = {
     "Nodule": "pulmonary nodule",
 }
 """What is read for a box of NIH ChestX-ray14 whose label is not a phrase of reports; other labels are read as named."""
+STATED = MappingProxyType(
+    {
+        "consolidation": "Consolidation",
+        "pleural effusion": "Pleural Effusion",
+        "nodule": "Lung Lesion",
+        "pneumothorax": "Pneumothorax",
+    }
+)
+"""The four findings that words should point at, and the labels that say whether a report states them."""
 FEWEST_PATIENTS = 10
 """Fewer boxed patients with a label get no number of their own."""
 _FILMS = 32  # that say where patches look
@@ -106,7 +116,11 @@ def measure_retrieval(model: MGCA, tokenizer: PreTrainedTokenizerBase, test: Stu
 
 
 def measure_reading(
-    model: MGCA, tokenizer: PreTrainedTokenizerBase, studies: Studies, *, findings: Sequence[str]
+    model: MGCA,
+    tokenizer: PreTrainedTokenizerBase,
+    studies: Studies,
+    *,
+    findings: Sequence[str] = tuple(STATED.values()),
 ) -> dict[str, Interval]:
     """What the vectors of the common space still say: linear probes for each finding on reports, and on films.
 
@@ -122,11 +136,13 @@ def measure_reading(
             gets no number.
 
     Returns:
-        ``reading/FINDING/report`` and ``reading/FINDING/film``: AUROC on ``test``, with a bootstrap interval.
+        ``reading/FINDING/report`` and ``reading/FINDING/film``: AUROC on ``test``, with a bootstrap interval over
+        patients.
     """
     splits = [studies.split(name) for name in ("train", "valid", "test")]
     vectors = [embed_pairs(model, _pairs(model, tokenizer, split)) for split in splits]
     names = [tuple(split.table["image_id"]) for split in splits]
+    patients = splits[2].table["patient_id"].tolist()
     found = {}
     for finding in findings:
         task = Task(studies.root.name, "multilabel", (finding,), "auroc")
@@ -139,7 +155,7 @@ def measure_reading(
                 for own, stated, ids in zip(vectors, present, names, strict=True)
             ]
             probe = linear_probe(*parts, task=task, fraction=1.0, seeds=[0])
-            found[f"reading/{finding}/{source}"] = Interval(probe.mean, probe.low, probe.high, probe.n)
+            found[f"reading/{finding}/{source}"] = probe_interval(probe, present[2], task, groups=patients)
     return found
 
 
@@ -166,7 +182,7 @@ def measure_grounding(
     settings = model.config.model
     sizes = {"stored_size": settings.stored_size, "image_size": settings.image_size}
     maps = word_maps(model, _pairs(model, tokenizer, test))
-    looks = patch_offset(model.image_encoder, _first_films(model, test))
+    looks = patch_offset(model.image_encoder, first_films(model, test))
     found: dict[str, Interval | float] = dict(zip(("looks/rows", "looks/columns"), looks, strict=True))
     for prefix, offset in (("grounding", ON_TILES), ("grounding_looks", looks)):
         found |= _by_finding(prefix, summarise_grounding(ground_phrases(phrases, maps, **sizes, offset=offset)))
@@ -186,7 +202,7 @@ def measure_boxes(model: MGCA, tokenizer: PreTrainedTokenizerBase, films: Studie
         :data:`FEWEST_PATIENTS` patients; ``boxes_looks/...`` likewise.
     """
     found: dict[str, Interval | float] = {}
-    looks = patch_offset(model.image_encoder, _first_films(model, films))
+    looks = patch_offset(model.image_encoder, first_films(model, films))
     for prefix, offset in (("boxes", ON_TILES), ("boxes_looks", looks)):
         parts = summarise_grounding(ground_boxes(model, tokenizer, films, texts=BOX_TEXTS, offset=offset))
         enough = {name: part for name, part in parts.items() if part.pointing.n >= FEWEST_PATIENTS}
@@ -227,6 +243,20 @@ def measure_prototypes(
     return found
 
 
+def first_films(model: MGCA, studies: Studies) -> Tensor:
+    """Return the first 32 films as the model reads them: enough to say where its patches look.
+
+    Args:
+        model: Names the sizes.
+        studies: A prepared dataset or a part of one.
+
+    Returns:
+        ``(n, 1, S, S)`` float32, ``n`` at most 32.
+    """
+    transform = _transform(model)
+    return torch.stack([transform(load_picture(studies, row)) for row in range(min(_FILMS, len(studies)))])
+
+
 def _by_finding(prefix: str, summaries: dict[str, GroundingSummary]) -> dict[str, Interval | float]:
     found: dict[str, Interval | float] = {}
     for finding, summary in summaries.items():
@@ -245,11 +275,6 @@ def _by_finding(prefix: str, summaries: dict[str, GroundingSummary]) -> dict[str
 
 def _transform(model: MGCA) -> ImageTransform:
     return ImageTransform(model.config.model.stored_size, model.config.model.image_size)
-
-
-def _first_films(model: MGCA, studies: Studies) -> Tensor:
-    transform = _transform(model)
-    return torch.stack([transform(load_picture(studies, row)) for row in range(min(_FILMS, len(studies)))])
 
 
 def _pairs(model: MGCA, tokenizer: PreTrainedTokenizerBase, test: Studies) -> PairImages:

@@ -125,8 +125,8 @@ def committed_cells(root: str | Path) -> pd.DataFrame:
         root: The project's folder.
 
     Returns:
-        One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores`` and ``data``,
-        the hash of its training table.
+        One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores``, ``precision``
+        ("" where a cell did not record it) and ``data``, the hash of its training table.
     """
     record = (Path(root) / COMMITTED["grid"]).with_suffix(".json")
     rows = []
@@ -141,10 +141,11 @@ def committed_cells(root: str | Path) -> pd.DataFrame:
                 facts["training_seconds"],
                 hardware["processor"],
                 hardware["cores"],
+                facts.get("precision", ""),
                 data,
             )
         )
-    return pd.DataFrame(rows, columns=[*_CELL, "commit", "training_seconds", "processor", "cores", "data"])
+    return pd.DataFrame(rows, columns=[*_CELL, "commit", "training_seconds", "processor", "cores", "precision", "data"])
 
 
 def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dict[str, Interval]:
@@ -269,4 +270,5 @@ def _facts(folder: Path) -> dict[str, Any]:
     history = json.loads((folder / "pretraining" / "history.json").read_text(encoding="utf-8"))
     # The cell's own seconds would leave out a training that it found finished.
     facts = {"training_seconds": round(sum(epoch["seconds"] for epoch in history), 1)}
-    return facts | {name: provenance[name] for name in ("commit", "data", "hardware", "versions")}
+    kept = ("commit", "data", "hardware", "precision", "versions")
+    return facts | {name: provenance[name] for name in kept if name in provenance}

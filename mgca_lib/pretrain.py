@@ -42,7 +42,7 @@ from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import EncoderError, Tokens
 from mgca_lib.masked_language import train_masked_language
 from mgca_lib.model import MGCA, Losses, build_model
-from mgca_lib.run import cpu_is_fast_in_bf16, progress
+from mgca_lib.run import progress, training_precision
 from mgca_lib.training_state import (
     MLM_FILE,
     PARTS,
@@ -384,12 +384,8 @@ def _limit(studies: Studies, largest: int, seed: int) -> Studies:
 
 
 def _precision(config: Config) -> str:
-    wanted = config.training.precision
-    if wanted != "auto":
-        return "bf16" if wanted == "bf16" else "no"
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if cpu_is_fast_in_bf16() else "no"
+    """As accelerate calls it."""
+    return "bf16" if training_precision(config.training.precision) == "bf16" else "no"
 
 
 def _has_idle_parameters(config: Config) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from mgca_lib.config import Config, load_profile
+from mgca_lib.config import Config, Precision, load_profile
 from mgca_lib.course.parameters import check_injected_parameters
 from mgca_lib.data.studies import Studies, load_studies
 
@@ -155,6 +155,7 @@ class Run:
                 "versions": package_versions(),
                 "data": self._data,
                 "hardware": hardware(self.device),
+                "precision": training_precision(self.config.training.precision),
             },
         }
         path = self.output_dir / METRICS_FILE
@@ -265,6 +266,21 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
     }
+
+
+def training_precision(wanted: Precision) -> Literal["bf16", "fp32"]:
+    """Return the precision that a training on this computer has.
+
+    Args:
+        wanted: The setting ``precision``: ``"auto"`` is bf16 where the device is fast in it.
+
+    >>> training_precision("fp32")
+    'fp32'
+    """
+    if wanted != "auto":
+        return wanted
+    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_is_fast_in_bf16()
+    return "bf16" if fast else "fp32"
 
 
 def cpu_is_fast_in_bf16() -> bool:

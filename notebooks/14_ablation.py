@@ -128,7 +128,7 @@ same = set(cells["data"]) == {own_hash}
 seconds = cells["training_seconds"]
 print(
     f"{len(cells)} trainings of {seconds.min():.0f} to {seconds.max():.0f} s, two at a time, one thread each, "
-    f"{cells['processor'].iloc[0]}, {cells['cores'].iloc[0]} cores"
+    f"on {' and '.join(sorted(cells['processor'].unique()))}, in {' and '.join(sorted(cells['precision'].unique()))}"
 )
 print("trained on the data that lie here" if same else "trained on the data of profile demo, which are not those here")
 

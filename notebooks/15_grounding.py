@@ -62,7 +62,7 @@ from mgca_lib.evaluation.features import pair_batches
 from mgca_lib.evaluation.local_heads import local_features, train_local_heads, with_local_stride
 from mgca_lib.evaluation.receptive_field import patch_offset, pixel_influence
 from mgca_lib.evaluation.told_heads import finding_maps, patch_shares, train_label_head, train_mask_head
-from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS
+from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS, STATED, first_films
 from mgca_lib.grid_results import load_grid, over_seeds, paired_differences, verdict
 from mgca_lib.pretrain import pretrain
 
@@ -121,8 +121,7 @@ assert grounding.can_hit(column, 64), "a finer grid can"
 # 19 x 19.
 
 # %%
-four = ("consolidation", "pleural effusion", "nodule", "pneumothorax")
-shown = [name for name in four if name in set(visible["finding"])]
+shown = [name for name in STATED if name in set(visible["finding"])]
 first_maps = grounding.word_maps(model, pairs)
 patches = first_maps[0].shape[1]
 side = round(patches**0.5)
@@ -158,7 +157,7 @@ run.show(figure, "ceiling", "The hit rate that no map over the patches can excee
 # middle of what the patch sees? And which of the four findings would suffer most if its maps were drawn so far away?
 
 # %%
-films = torch.stack([pairs[row][1] for row in range(min(32, len(pairs)))]).to(run.device)
+films = first_films(model, test).to(run.device)
 influence = pixel_influence(model.image_encoder, films, side // 2, side // 2)
 looks = patch_offset(model.image_encoder, films)  # over several patches: one alone is noisy
 tile = sizes.image_size / side
@@ -381,15 +380,12 @@ pd.DataFrame(lines)
 
 
 # %%
-def reach(one, films):
+def reach(one, offset):
     """Shares of the influence from squares around the middle of what a patch sees, by half their side in pixels."""
     cells = round(one.image_encoder(films[:1]).local.shape[1] ** 0.5)
     influence = pixel_influence(one.image_encoder, films, cells // 2, cells // 2)
     pixel = torch.arange(len(influence)) + 0.5
-    down, right = (
-        (pixel - (cells // 2 + 0.5 + offset) * len(pixel) / cells).abs()
-        for offset in patch_offset(one.image_encoder, films)
-    )
+    down, right = ((pixel - (cells // 2 + 0.5 + part) * len(pixel) / cells).abs() for part in offset)
     away = torch.maximum(down[:, None], right[None])
     return [float(influence[away <= half].sum()) for half in half_sides]
 
@@ -397,7 +393,8 @@ def reach(one, films):
 # %%
 half_sides = list(range(4, sizes.image_size // 2 + 1, 4))
 finer = None if model.image_encoder.is_vit else with_local_stride(model, 8)  # every block of a ViT sees the whole film
-seen = {"stride-16": reach(model, films)} | ({"stride-8": reach(finer, films)} if finer else {})
+fine_looks = patch_offset(finer.image_encoder, films) if finer else None
+seen = {"stride-16": reach(model, looks)} | ({"stride-8": reach(finer, fine_looks)} if finer else {})
 figure = figures.curves(
     half_sides,
     seen,
@@ -423,7 +420,6 @@ for name, shares in seen.items():
 # %%
 fine_names = {form: f"{form}-stride-8" for form in ("cta", "cta_grounded")} if finer else {}
 fine_features = local_features(finer, tokenizer, studies.split("train")) if finer else None
-fine_looks = patch_offset(finer.image_encoder, films) if finer else None
 for form, name in fine_names.items():
     heads[name] = train_local_heads(finer, fine_features, token_form=form, **settings)
     models[name] = heads[name].model
@@ -633,14 +629,8 @@ for name, (own, shares) in reading.items():
 from mgca_lib.grid import measure_reading
 from mgca_lib.model import build_model
 
-label_of = {
-    "consolidation": "Consolidation",
-    "pleural effusion": "Pleural Effusion",
-    "nodule": "Lung Lesion",
-    "pneumothorax": "Pneumothorax",
-}
 new = build_model(run.config, tokenizer, seed=run.seed).to(run.device)
-asked_for = [label_of[finding] for finding in shown]
+asked_for = [STATED[finding] for finding in shown]
 remains = {
     name: measure_reading(one, tokenizer, studies, findings=asked_for)
     for name, one in {"random weights": new, "notebook 06": model}.items()

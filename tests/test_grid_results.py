@@ -23,6 +23,7 @@ def write_cell(root, variant, seed, metrics, *, profile="demo", data=OPEN, kind=
         "commit": "c0",
         "data": data,
         "hardware": {"cores": 2},
+        "precision": "bf16",
         "training_seconds": 9.5,
         "versions": {"a": "1"},
     }
@@ -117,6 +118,7 @@ def test_publishing_keeps_the_cells_of_others(project):
             "commit": "c0",
             "data": OPEN,
             "hardware": {"cores": 2},
+            "precision": "bf16",
             "training_seconds": 9.5,
             "versions": {"a": "1"},
         }

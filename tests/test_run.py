@@ -200,6 +200,7 @@ def test_metrics_file(project):
     assert provenance["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert provenance["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert set(provenance["hardware"]) == {"processor", "cores", "memory_gb", "gpu"}
+    assert provenance["precision"] == "fp32"  # that of the profile smoke
     assert 0 <= provenance["seconds"] < 600
     assert 0.05 < provenance["peak_memory_gb"] < 100
     assert list(run.output_dir.iterdir()) == [path]  # no temporary file is left

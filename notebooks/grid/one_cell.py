@@ -93,9 +93,7 @@ measured = {}
 for dataset in ("chexpert", "rsna"):
     measured |= grid.measure_probe(model, run.studies(dataset), dataset=dataset, seeds=draws)
 measured |= grid.measure_retrieval(model, tokenizer, test)
-measured |= grid.measure_reading(
-    model, tokenizer, studies, findings=["Consolidation", "Pleural Effusion", "Lung Lesion", "Pneumothorax"]
-)
+measured |= grid.measure_reading(model, tokenizer, studies)
 
 # %%
 from mgca_lib.evaluation.grounding import load_phrases
