@@ -77,8 +77,9 @@ run.show(
 )
 
 # %% [markdown]
-# A real data set would stop at the film on the left. The outlines are known only because the film was drawn. The
-# course never trains on them; it uses them to check, at the end, whether the model looked at the right place.
+# A real data set would stop at the film on the left. The outlines are known only because the film was drawn. Pretraining
+# never sees them; they check, at the end, whether the model looked at the right place. (Notebooks 09 and 15 train small heads on
+# them, on top of frozen encoders.)
 #
 # **Predict.** Now back to the words. Which phrases of the report point at something on the film? Which phrases
 # name a disease that is *not* there? Note one of each, then run the cell.
@@ -127,8 +128,8 @@ run.show(
 # 3. **Token alignment (CTA).** Within one study, each word must find the patches that it speaks of, and each patch
 #    its words. This is where "left" may learn what left looks like.
 # 4. **Prototype alignment (CPA).** The model keeps a few hundred *prototypes*, points among which it sorts
-#    all studies. A film and its report must be sorted alike. Prototypes tend to become diseases, although no
-#    disease was ever named to the model.
+#    all studies. A film and its report must be sorted alike. The hope is that prototypes become diseases,
+#    although no disease was ever named to the model; notebooks 05 and 08 measure how far they do.
 #
 # The sum of the three terms is the whole training signal:
 #
@@ -364,7 +365,7 @@ pd.Series(settings, name=f"value in profile {run.profile}", dtype=object).to_fra
 # **Shown:** what a study is; how three alignments use it; that the films of this course know their own truth; that
 # your computer is set up.
 #
-# **Not shown:** that any of it works. That is what the other eight notebooks are for.
+# **Not shown:** that any of it works. That is what the other notebooks are for.
 #
 # **Where it breaks.** Phantoms are not patients. Reports name what the reader looked for, so unmentioned is not
 # absent. A model that matches films with reports may learn the hospital instead of the disease. And the published

@@ -78,7 +78,8 @@ import pandas as pd
 from IPython.display import display
 
 if to_draw:
-    files = [(name, path.suffix or path.name, path.stat().st_size) for name in raw for path in raw[name].rglob("*.*")]
+    found = [(name, path) for name in raw for path in raw[name].rglob("*.*") if path.is_file()]
+    files = [(name, path.suffix or path.name, path.stat().st_size) for name, path in found]
     listing = pd.DataFrame(files, columns=["data set", "kind", "bytes"]).groupby(["data set", "kind"])["bytes"]
     display(listing.agg(files="size", megabytes=lambda sizes: round(sizes.sum() / 1e6, 1)))
 
@@ -376,8 +377,8 @@ run.show(
 
 # %% [markdown]
 # A low window shows the lungs in detail, and the heart drowns in white; a high one does the reverse. Code that
-# skips these tags does no harm on 8-bit files such as RSNA's, and much on a scanner's 12 to 16 bits. `read_image`
-# follows the standard: rescaling, windows, tables, inversion, padding.
+# skips the window does no harm on 8-bit files such as RSNA's, and much on a scanner's 12 to 16 bits; code that skips the photometric
+# interpretation shows a negative at any depth. `read_image` follows the standard: rescaling, windows, tables, inversion, padding.
 #
 # ## 8. Boxes
 #
@@ -577,13 +578,12 @@ run.show(
         marks={f"this profile: {model.max_pieces}": model.max_pieces},
     ),
     "truncation",
-    "Share of reports that a limit cuts short, and share of finding phrases that are lost with their ends. The two "
-    "differ because the impression, which comes first, repeats what matters.",
+    "Share of reports that a limit cuts short, and share of finding phrases that are lost with their ends.",
 )
 
 # %% [markdown]
-# Fewer phrases are lost than reports are cut short: what matters stands in the impression, and the impression comes
-# first. On MIMIC-CXR, with other reports and another vocabulary, the rate differs; the cell above measures it.
+# Fewer phrases are lost than reports are cut short: a report counts as cut when it loses a single word, and it loses only the
+# phrases at its end. The impression, which says what matters, comes first and stays. On MIMIC-CXR, with other reports and another vocabulary, the rate differs; the cell above measures it.
 #
 # One more count. If two studies have the *same* cleaned report ("no acute process"), a contrastive loss treats one
 # as a wrong answer for the other. Such *false negatives* return in notebook 03.
@@ -713,8 +713,8 @@ assert len(dropped) == 3, "each of the three damages must be reported once"
 # kept for comparability.
 #
 # **Where it breaks.** Cleaning loses decimals and one-word sentences. Report labels miss what was not written.
-# Phantom hospitals differ in fewer ways than real ones. The 5x200 lists of other papers are not public, so CheXpert's
-# exclusion is drawn anew.
+# Phantom hospitals differ in fewer ways than real ones. CheXpert 5x200, films with one disease each that other papers
+# keep out of training for zero-shot classification (notebook 10), was never published as a list, so ours is drawn anew.
 
 # %%
 for name, one in studies.items():
@@ -747,7 +747,8 @@ print("open" if my_count is None or my_kept is None else "correct")
 my_edema = None  # share between 0 and 1
 
 zeros = np.array([map_labels(one, "zeros")["Edema"] == 1 for one in read]).mean()
-assert my_edema is None or abs(my_edema - zeros) < 0.1, "use prepare_chexpert.prepare(..., uncertain='zeros')"
+close = 0.015 if run.profile != "smoke" else 0.1  # the check counts films that went to validation, and lateral ones
+assert my_edema is None or abs(my_edema - zeros) < close, "use prepare_chexpert.prepare(..., uncertain='zeros')"
 print("open" if my_edema is None else "correct, up to the films that went to validation or were lateral")
 
 # %% [markdown]

@@ -324,8 +324,8 @@ frame = pd.DataFrame({"pieces": counts.int(), "before the head": raw_length, "af
 frame.groupby("pieces").agg("mean").round(3)
 
 # %% [markdown]
-# Length is gone after the head, which ends on the unit sphere. Direction is not: the first layer of the head sees the
-# longer vector. A mean instead of a sum would be as defensible. The published model sums, so we do.
+# The head ends on the unit sphere, so the length is gone after it. Its effect on the direction is not: the first layer of the head
+# sees the longer vector. A mean instead of a sum would be as defensible. The published model sums, so we do.
 #
 # ## 5. Padding, and why BatchNorm must not see it
 #
@@ -384,8 +384,8 @@ assert max(change["MaskedBatchNorm"]) < 1e-3, "padding reached the statistics"
 run.record("padding/change_at_half_percent", change["BatchNorm over all slots (upstream)"][3])
 
 # %% [markdown]
-# The words were the same in every run; only their neighbours' emptiness differed. With the masked version a report means the same in every
-# batch composition of the same words. This matters twice: in training, where short reports would be distorted by long
+# The words were the same in every run; only their neighbours' emptiness differed. With the masked version empty slots change nothing,
+# however many there are. This matters twice: in training, where short reports would be distorted by long
 # neighbours, and at test time, where the running statistics carry the padding of the training batches.
 #
 # Where nothing is padded, the masked version *is* the ordinary one:
@@ -445,7 +445,8 @@ for name, raw_unit, after in (("film", before["film"], head_film), ("report", be
 
 # %% [markdown]
 # Before the head all films point nearly the same way, into a narrow *cone*: features after ReLU are positive, and the
-# mean chest dominates. A softmax over such cosines could tell nothing apart. BatchNorm subtracts the mean chest, and vectors
+# mean chest dominates. Reports are closer still: all start from the same `[CLS]` vector, and layers without training add
+# little to it that depends on the words. A softmax over such cosines could tell nothing apart. BatchNorm subtracts the mean chest, and vectors
 # spread over the sphere. That is what the last BatchNorm is for.
 #
 # Are a film and its *own* report closer than strangers? **Predict** before you look.
@@ -496,14 +497,14 @@ own_weight = weight[row][report_tokens.keep[row]].cpu().numpy()
 run.show(
     figures.word_weights(names, own_weight.tolist()),
     "word_weights",
-    "Importance weights of the words of one report in the untrained model. Words of one piece sit near the equal share or "
-    "below: without training, attention does not know what matters. Words of several pieces get more, since their "
-    "pieces are added.",
+    "Importance weights of the words of one report in the untrained model. All sit near the equal share: without training, "
+    "attention does not know what matters.",
 )
 assert abs(own_weight.sum() - 1) < 1e-5, "weights must sum to 1"
 
 # %% [markdown]
-# Weights know nothing yet, except how many pieces a word has. They become useful only as training goes on, and then by their own
+# Weights know nothing yet. (A word of several pieces would get more, since its pieces are added, where clipping does not take that away
+# again.) They become useful only as training goes on, and then by their own
 # making: no loss asks them to be right.
 #
 # The published code has a slip here. It removes the `[CLS]` column from the attention, but pairs the rest with a list that still
@@ -567,10 +568,9 @@ pd.DataFrame(rows).T.rename(columns={"report": "report, [CLS]", "words": "report
 
 # %% [markdown]
 # Read each row as: "of the films with this trait, how many have a nearest neighbour with it?", beside the chance of a
-# blind draw. Believe only what lies outside its interval. Random film features can know what changes the *whole*
-# picture: view, exposure, large bright areas. A small lesion they miss. Random text features tend to do
-# better, for a plain reason: two reports with the same words get similar sums, whatever the vectors, so
-# a random network is a disguised word count.
+# blind draw. Believe only what lies outside its interval, and do not trust your expectations: something as large as the view
+# need not show in random film features, and something small can. Random text features do well where two reports with the same
+# words get similar sums, whatever the vectors: a random network is a disguised word count.
 #
 # So "better than chance" is no achievement. The baseline of notebook 07 is this one, and not a coin.
 
@@ -643,7 +643,7 @@ except EncoderError as error:
 #
 # **Shown:** both encoders return the same four things; a patch has seen more than its square; pieces become words in one step that
 # agrees with a loop; padding moves real words unless it is masked; the last BatchNorm opens the cone; random features
-# already know a little, of reports more than of films.
+# already know a little.
 #
 # **Not shown:** that attention weights become meaningful with training, or that a sum is the best way to make a
 # word. **Where it breaks:** words outside the vocabulary; reports beyond the limit; heat maps that are read as if a patch knew only its

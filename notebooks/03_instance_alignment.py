@@ -204,7 +204,7 @@ for tau in (1.0, 0.07):
     run.show(figure, f"gradient_{tau}", f"Pull (negative) and push (positive) on each pair at temperature {tau}.")
 
 # %% [markdown]
-# At $\tau = 1$ all wrong pairs are pushed about equally, easy ones included. At 0.07 nearly the whole push goes to
+# At $\tau = 1$ easy pairs are pushed nearly as hard as lookalikes. At 0.07 nearly the whole push goes to
 # the lookalikes: reports 3 and 4, and report 2 against image 1. The temperature is a dial for **how much hard
 # negatives count**. That is useful when the lookalike is truly wrong, and harmful when it is right as well:
 # section 5.
@@ -295,7 +295,7 @@ for name, (a, b) in {"untrained": (image_before, report_before), "trained": (ima
 # A loss is hard to read, so we ask a plain question instead. **Recall at K**: a report searches all test images; is
 # one of *its* images among the $K$ most similar? Upstream logs this inside one training batch, where the answer
 # depends on the batch size. Here every image competes, reports of equal text count as equally right, and the
-# interval comes from resampling whole patients.
+# interval comes from resampling whole patients (`n` is their number).
 #
 # Random ranking gives about $K/N$. Before you run the next cell, guess how many times better the model is at
 # $K = 5$, from reports to images.
@@ -348,15 +348,16 @@ run.record("retrieval/untrained/report_to_image/r@5", before.report_to_image[5].
 # %%
 ranks = pd.DataFrame({"finding": finding, "rank": found.report_ranks})
 by_finding = ranks.groupby("finding")["rank"].agg(
-    studies="size", median_rank="median", recall_at_5=lambda r: (r <= 5).mean()
+    pairs="size", median_rank="median", recall_at_5=lambda r: (r <= 5).mean()
 )
 by_finding.sort_values("median_rank").round(2)
 
 # %% [markdown]
-# (At `smoke` the table is noise.) Read it from both ends. Large, dense findings tend to single a film out. At the
-# other end look for two kinds: findings that are small at this resolution, such as a nodule or the thin line of a
-# pneumothorax, and films without any. Reports of normal films differ in wording alone, so every normal film fits each
-# of them; no model can do well there, and none should. That leads to the weak spot of this loss.
+# (At `smoke` the table is noise. "No finding" means: none of the eight diseases that the course sorts by; a device or an uncertain
+# shadow may be there.) Read it from both ends. Large, dense findings tend to single a film out. At the other end look for two kinds:
+# findings that are small or vague at this resolution, and films without any. Reports of normal films differ in little: wording,
+# devices, lung volume. So nearly every normal film fits each of them, and a model that does very well there has learned something
+# other than disease. That leads to the weak spot of this loss.
 #
 # ## 5. Negatives that are none
 #
@@ -386,16 +387,18 @@ run.record("negatives/equal_text_per_batch_of_64", equal_text)
 run.record("negatives/both_normal_per_batch_of_64", both_normal)
 some = test.table.drop_duplicates("study_id").index.to_numpy()
 some = np.random.default_rng(run.seed).permutation(some)[:24]
-some = some[np.argsort(finding[some] != "no finding", kind="stable")]
+healthy = test.labels(["No Finding"])[:, 0] == 1
+some = some[np.argsort(~healthy[some], kind="stable")]
 block = (image[some] @ report[some].T).numpy()
-figure = figures.similarity_matrix(block, rows=list(finding[some]), title="random test studies, normal films first")
-run.show(figure, "false_negatives", "Normal films resemble each other's reports: a block, not a diagonal.")
+names = ["normal" if healthy[row] else finding[row] for row in some]
+figure = figures.similarity_matrix(block, rows=names, title="random test studies, normal films first")
+run.show(figure, "false_negatives", "Normal films resemble each other's reports: a block around the diagonal.")
 
 # %% [markdown]
 # Is the upper left block bluer than the part beside it? 24 studies are few, so here is the mean over all test pairs.
 
 # %%
-is_normal = torch.from_numpy(test.labels(["No Finding"])[:, 0] == 1)
+is_normal = torch.from_numpy(healthy)
 cosine = image @ report.T
 for name, other in {"another normal study": is_normal, "a study with a finding": ~is_normal}.items():
     cells = is_normal[:, None] & other[None, :] & unmatched
@@ -595,8 +598,7 @@ print(
 # pairs the model makes mistakes that it is too sure of, so a higher temperature usually gives a lower loss: it is
 # over-confident. This is the temperature scaling of calibration.
 #
-# **3.** `normal = torch.from_numpy(finding == "no finding")`, then `my_exclude = exclude | (normal[:, None] &
-# normal[None, :])`. The loss falls, since the hardest negatives are gone. A model trained that way has no more reason
+# **3.** `my_exclude = exclude | (is_normal[:, None] & is_normal[None, :])`, with `is_normal` of section 5. The loss falls, since the hardest negatives are gone. A model trained that way has no more reason
 # to tell normal films apart by age, habitus, devices or lung volume; for disease classification that may be a gain,
 # for retrieval it is a loss.
 #

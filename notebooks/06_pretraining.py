@@ -327,8 +327,9 @@ assert abs(again["total"] - best["valid/total"]) < 0.05, "the checkpoint is not 
 # ### How long will it take?
 #
 # Time is pairs divided by pairs per second. The published run saw about 217,000 pairs for at most 50 epochs.
-# The cell works out the hours from a speed: that of the published code on two RTX 3090 (about 116 pairs per second),
-# and the speed that your machine just reached with the small model.
+# The authors report about a day on two RTX 3090. If that was all 50 epochs, their code saw about 116 pairs a second; if early
+# stopping ended it sooner, fewer. The cell works out the hours from that speed, and the minutes from the one that your machine just
+# reached with the small model.
 
 
 # %%
@@ -347,14 +348,14 @@ print(f"this run: {own_speed:.0f} pairs/s, {hours(len(train), len(history), own_
 # %% [markdown]
 # ## 7. What failed, and what we did not show
 #
-# - **The model remembers.** The gap between the training and the validation curve of ITA opens early and keeps growing:
-#   a few thousand pairs are few. More pairs help more than more epochs.
+# - **The model remembers.** The gap between the training and the validation curve of ITA opens early and stays: the cell
+#   below prints what is left of it. A few thousand pairs are few; more pairs help more than more epochs.
 # - **The validation loss may jump** while the learning rate is high. In evaluation mode BatchNorm uses running averages of
 #   statistics that the weights have already left behind; once the rate falls, the jumps stop. Had early stopping been less
 #   patient, it would have ended the run in the middle of them.
 # - **A low CTA loss is not grounding.** It can be had without looking at the right place.
-# - **Equal reports count as negatives.** Two normal films with the same words are pushed apart. The option
-#   exists (`text_id` in `InstanceAlignment`), the published recipe does not use it, and neither does this run.
+# - **Equal reports count as negatives.** Two normal films with the same words are pushed apart. An option
+#   that spares them exists (`mask_same_text`); the published recipe does not have it, and this run does not use it.
 # - **One seed.** A single run says nothing about how much luck there was; `make seeds` repeats it with others, and
 #   the README shows the intervals.
 

@@ -101,7 +101,7 @@ edge = np.array([-2.5, 2.5])
 picture.axes[0].plot(edge, -(b + w[0] * edge) / w[1], color=figures.INK, linewidth=1.2)
 picture.axes[0].set(xlim=edge, ylim=edge, xlabel="first feature", ylabel="second feature")
 run.show(
-    picture, "toy", "A linear probe is one straight line: effusions on one side, the others on the other, with errors."
+    picture, "toy", "A linear probe is one straight line: effusions should lie on one side, the others on the other."
 )
 
 # %% [markdown]
@@ -357,8 +357,8 @@ run.show(
 # group: pretraining is worth most where labels are few.
 #
 # The diamonds are the published numbers, and **their height must not be compared with the bars.** Phantoms are not X-rays:
-# drawn disease is cleaner than real disease, the labels have less noise, the encoder is a hundred times smaller
-# and saw a hundred times fewer pairs. What may be compared is the *pattern*: who is ahead, and how the distance
+# drawn disease is cleaner than real disease, the labels have less noise, the encoder is some
+# seventy times smaller and saw some forty times fewer pairs. What may be compared is the *pattern*: who is ahead, and how the distance
 # changes with the share of labels.
 
 # %%
@@ -559,8 +559,9 @@ print(f"best epoch of the published recipe: {published_way.strengths[0]:.0f} of 
 # %% [markdown]
 # The two intervals are over test films, of one draw each, and the draws differ; so a small difference means nothing. If
 # the best epoch is the last one, the published recipe was stopped before it had converged. That is the practical
-# argument for the exact probe: it has no learning rate to get wrong. The argument for the published one is
-# augmentation, and that its numbers are the ones in the paper's table.
+# argument for the exact probe: it has no learning rate to get wrong. If the recipe is ahead although it was stopped, then its
+# crops, which show each labelled film in many versions, and its early stop are worth more than exactness: that is the argument
+# for it, besides that its numbers are the ones in the paper's table.
 
 # %% [markdown]
 # ## 10. Look at the errors
@@ -574,6 +575,7 @@ print(f"best epoch of the published recipe: {published_way.strengths[0]:.0f} of 
 
 # %%
 from mgca_lib.data.tasks import load_picture
+from mgca_lib.evaluation.intervals import wilson_interval
 
 test = datasets["rsna"].split("test")
 ranking = probes["rsna", "10%", "mgca"].outputs[0][:, 0]
@@ -594,11 +596,12 @@ run.show(grid, "errors", "RSNA films on which the probe errs most: false alarms 
 negatives = np.flatnonzero(~truth)
 top = negatives[np.argsort(-ranking[negatives])][: max(1, len(negatives) // 5)]
 for name, rows in (("all films without pneumonia", negatives), ("the highest-ranked fifth of them", top)):
-    print(f"{name:34s} {np.mean(kind[rows] == kinds[1]):.0%} show another finding (n = {len(rows)})")
+    print(f"{name:34s} share with another finding {wilson_interval((kind[rows] == kinds[1]).sum(), len(rows))}")
 
 # %% [markdown]
-# If the second share is the larger one, then false alarms are not random: the probe mistakes *other disease* for pneumonia far
-# more readily than health. That is a mild kind of error, and one that the AUROC counts like any other.
+# A second share well above the first would mean that false alarms are not random: that the probe mistakes *other disease* for
+# pneumonia more readily than health. That is a mild kind of error, and one that the AUROC counts like any other. Read the intervals
+# first, though: two dozen films say little.
 # The missed films deserve the longer look: small, faint, or hidden behind heart and diaphragm? On the films, the patient's left
 # is on your right.
 

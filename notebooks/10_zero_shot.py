@@ -139,7 +139,8 @@ heard = own.mean() < others.mean()
 print(f"a finding is {'less' if heard else 'more'} like its own denial than like another finding")
 
 # %% [markdown]
-# The untrained encoder finds all sentences alike: they differ in a word or two. If the trained one puts the denial
+# The untrained encoder finds all sentences alike, even those that share no word: with random weights, what all sentences have in
+# common drowns the rest. If the trained one puts the denial
 # further away than other findings, it has learned from pairs alone that "no" turns a sentence round. If the denial is
 # still *nearer* than another finding, as can happen, that is no contradiction to the classifier of section 3: it never asks
 # which of two sentences is nearer to the other, only on which side of the two a film lies. Look at the lower right block
@@ -202,7 +203,8 @@ figure = figures.interval_dots(rows, value_label="AUROC on test films", levels={
 run.show(
     figure,
     "zero_shot",
-    "Zero-shot AUROC of the trained and the untrained model beside a probe with a tenth of the labels, 95 % intervals.",
+    "Zero-shot AUROC of the trained and the untrained model beside a probe with a tenth of the labels. Bars: 95 % over "
+    "test patients; the probe's, for the average alone, over draws of the labels.",
 )
 
 
@@ -481,7 +483,8 @@ run.show(
 
 # %% [markdown]
 # Eight films make an anecdote. Over all films without the finding: which label is more frequent among the fifth
-# that scores highest than among the rest? A number above 1 is a confusion.
+# that scores highest than among the rest? A number far above 1 hints at a confusion. With a hundred films 1.3 is noise, above all
+# as the largest of so many labels.
 
 # %%
 from mgca_lib.data.tasks import CHEXPERT_LABELS
@@ -501,7 +504,7 @@ print(f"no finding at all: {ratio['No Finding']:.2f}")
 # Read the list as a differential diagnosis of the sentence. Labels that *look* alike are the forgivable confusion.
 # Labels that *occur together* with the finding in reports are the treacherous one: pretraining never told the encoder
 # which of two findings a word belonged to, only that words and film came together. If "No Finding" stands far below
-# 1, the encoder at least knows sick from well, and errs in the name.
+# 1, the encoder at least knows sick from well, and errs in the name; near 1, it does not know even that.
 #
 # ## 7. Retrieval, both ways, over everything
 #
@@ -588,12 +591,13 @@ for way, name in directions.items():
 
 # %% [markdown]
 # The second half of each line shows how much of the precision was the own report. What stays above chance without it
-# is knowledge about diseases; the rest was recognising the study.
+# is mostly knowledge about diseases (a second film of the same study may still be among the candidates); the rest was recognising
+# the pair.
 #
 # ## 8. Why ranking inside a batch flatters
 #
 # MGCA logs retrieval inside its training batches, and some benchmarks report it that way. Four pairs show what is
-# wrong with it. Every image likes its own report well (0.6), and that of its right neighbour better (0.8):
+# wrong with it. Every image likes its own report well (0.6), and that of its left neighbour better (0.8; the first takes the last for one):
 
 # %%
 v = torch.eye(4)
@@ -702,20 +706,24 @@ print(
 
 # %% [markdown]
 # **3. Research.** The encoder has read whole reports, hardly ever a lone sentence. Let the *training reports* be the
-# prompts: those with a sentence that begins with "no" and names the finding stand for its absence, those that name it
-# without "no" for its presence. No label is used. Is it better than a written sentence? The cell does it for one
-# finding; do it for all five.
+# prompts: those in which "no" stands right before the finding stand for its absence, those that name it and hold no
+# "no", "without" or "resolved" at all for its presence. ("No significant change in the atelectasis" affirms.) No label is used. Some
+# findings are never denied by name; the cell then falls back on "the lungs are clear" and says so. Is it better than a written
+# sentence? The cell does it for one finding; do it for all five.
 
 # %%
 word = {"Pleural Effusion": "effusion", "Edema": "edema", "Cardiomegaly": "cardiomegaly"}.get(worst, worst.lower())
 naming = [(text, word in text.split()) for text in report_texts(run.studies("mimic_cxr").split("train"))]
 yes = [text for text, named in naming if named and not {"no", "without", "resolved"} & set(text.split())]
-no = [text for text, named in naming if named and f"no {word}" in text] or ["the lungs are clear"]
+no = [text for text, named in naming if named and f"no {word}" in text]
 borrowed = PromptSet(
-    "borrowed", {worst: list(dict.fromkeys(yes))[:40] or [f"there is {word}"]}, {worst: list(dict.fromkeys(no))[:40]}
+    "borrowed",
+    {worst: list(dict.fromkeys(yes))[:40] or [f"there is {word}"]},
+    {worst: list(dict.fromkeys(no))[:40] or ["the lungs are clear"]},
 )
 assert len(borrowed.positive[worst]) <= 40, "more reports than asked for"
-print(f"{len(borrowed.positive[worst])} reports for, {len(borrowed.negative[worst])} against")
+against = f"{len(borrowed.negative[worst])} against" if no else "none that denies it by name"
+print(f"{len(borrowed.positive[worst])} reports for, {against}")
 print(
     f"{worst}, test films: written {auroc_of(prompts.only([worst]), 'test'):.3f}, borrowed {auroc_of(borrowed, 'test'):.3f}"
 )
@@ -728,8 +736,8 @@ print(
 # **2.** Read ten training reports that name the finding, and borrow their grammar: place, side and severity as a
 # radiologist would dictate them. For the denial try describing the normal, such as "the heart is normal in size".
 #
-# **3.** Loop over the classes with their words. Reports that truly deny a finding are found by "no" up to three words
-# before it. Averaging forty reports also averages what else they say, so their difference may carry age, devices or
+# **3.** Loop over the classes with their words. Where no report denies a finding by name, look for what describes the normal
+# instead, such as "the heart is normal in size". Averaging forty reports also averages what else they say, so their difference may carry age, devices or
 # the length of the report. Check the result against section 6: are the false alarms the same? And exchange one side at a
 # time, since a rise may come from the denial alone.
 #

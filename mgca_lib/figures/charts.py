@@ -98,6 +98,8 @@ def curves(
         if len(x) <= 12 and all(float(value).is_integer() for value in x):  # counts: 4, 8, 16 rather than 10^1
             axis.set_xticks(x, [f"{value:g}" for value in x])
             axis.minorticks_off()
+    elif all(float(value).is_integer() for value in x):
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     level_lines(axis, levels)
     for name, value in (marks or {}).items():
         axis.axvline(value, color=MUTED, linestyle=":", linewidth=1.2)

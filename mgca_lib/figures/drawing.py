@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.textpath import TextToPath
 
-from mgca_lib.figures.style import HALO, MUTED, PALE
+from mgca_lib.figures.style import HALO, MUTED
 
 
 def new_axes(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -135,11 +135,11 @@ def short_number(value: float) -> str:
 
 
 def level_lines(axis: Axes, levels: Mapping[str, float] | None) -> None:
-    """Draw named heights as dashed lines."""
+    """Draw named heights as dashed lines, with their names on the right of the axes, where no curve covers them."""
     for name, value in (levels or {}).items():
         axis.axhline(value, color=MUTED, linestyle="--", linewidth=1.1)
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axis.annotate(name, (1, value), xytext=(0, 2.5), ha="right", fontsize=8, color=MUTED, bbox=PALE, **place)
+        axis.annotate(name, (1, value), xytext=(4, 0), va="center", fontsize=8, color=MUTED, **place)
 
 
 def arrow(

@@ -13,6 +13,8 @@ from matplotlib.patches import Rectangle
 from mgca_lib.figures.drawing import add_title, as_film, balanced, frame_box, new_axes, outline, show_film
 from mgca_lib.figures.style import ANSWER_COLOURS, HALO, WIDTH, finding_colour, styled
 
+_CORNERS = ((0, 1, "left", "bottom"), (2, 3, "right", "top"), (2, 1, "right", "bottom"), (0, 3, "left", "top"))
+
 
 @styled
 def image_grid(
@@ -112,7 +114,9 @@ def stride_grids(
 
 
 @styled
-def localisation_cases(cases: Sequence[Mapping[str, Any]], *, columns: int = 2, title: str = "") -> Figure:
+def localisation_cases(
+    cases: Sequence[Mapping[str, Any]], *, columns: int = 2, found_label: str = "found", title: str = ""
+) -> Figure:
     """Films untouched, and beside each what was found on it and what is there: boxes, outlines, or both.
 
     Args:
@@ -120,6 +124,7 @@ def localisation_cases(cases: Sequence[Mapping[str, Any]], *, columns: int = 2, 
             ``true_boxes`` and ``found_boxes``, ``(n, 4)`` corners ``x1, y1, x2, y2`` in pixels, edges between
             pixels; ``scores``, a number for each found box; ``true_mask`` and ``found_mask``, bool in the film's shape.
         columns: Cases a row.
+        found_label: What the legend calls ``found_boxes`` and ``found_mask``.
         title: Title of the figure.
     """
     rows, columns = balanced(len(cases), columns)
@@ -143,11 +148,14 @@ def localisation_cases(cases: Sequence[Mapping[str, Any]], *, columns: int = 2, 
         for number, box in enumerate(case.get("found_boxes", ())):
             frame_box(marked, box, found, dashed=True)
             if number < len(scores):
-                text = marked.text(box[0], box[1] - 1, f"{scores[number]:.2f}", color=found, fontsize=8, clip_on=True)
+                # Boxes of one finding overlap, so their numbers stand at different corners.
+                x, y, across, down = _CORNERS[number % len(_CORNERS)]
+                aligned = {"ha": across, "va": down, "fontsize": 8, "clip_on": True}
+                text = marked.text(box[x], box[y], f"{scores[number]:.2f}", color=found, **aligned)
                 text.set(path_effects=[patheffects.withStroke(linewidth=1.5, foreground="black")])
     names = {"ground truth": ("true_boxes", "true_mask"), "found": ("found_boxes", "found_mask")}
     handles = [
-        Line2D([], [], color=ANSWER_COLOURS[name], linewidth=2.4, label=name)
+        Line2D([], [], color=ANSWER_COLOURS[name], linewidth=2.4, label=found_label if name == "found" else name)
         for name, keys in names.items()
         if any(key in case for case in cases for key in keys)
     ]

@@ -79,8 +79,8 @@ def course_map(image: np.ndarray | None = None, report: str = "") -> Figure:
     uses = (
         (11.0, "Linear probing", "few labels suffice", "07"),
         (22.5, "Retrieval", "find what is alike", "03"),
-        (34.0, "Word heat maps", "see what is meant", "04"),
-        (45.5, "Prototype maps", "diseases as islands", "08"),
+        (34.0, "Word heat maps", "do words point?", "04"),
+        (45.5, "Prototype maps", "are they diseases?", "08"),
     )
     for y, name, text, number in uses:
         frame = FancyBboxPatch((100, y - 4.4), 18.5, 8.8, boxstyle="round,pad=0,rounding_size=1")

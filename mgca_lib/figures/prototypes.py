@@ -87,8 +87,8 @@ def projection_maps(
 ) -> Figure:
     """Embeddings in the plane, after figure 4 of the paper: coloured by disease above, by prototype below.
 
-    Where the two rows show the same islands, the prototypes found diseases without having been told any.
-    Prototypes are stars.
+    Prototypes cut the space into regions, so islands of one colour below say that the space has an order, not that it
+    is one of diseases: that takes the same islands above. Prototypes are stars.
 
     Args:
         maps: For each method (``"t-SNE"``, ``"UMAP"``) the ``(N, 2)`` points of the studies and the ``(K,

@@ -116,7 +116,6 @@ _STYLE = {
     "image.cmap": "gray",
     "pdf.fonttype": 42,  # text in a PDF stays text
 }
-PALE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
 HALO = [patheffects.withStroke(linewidth=2.3, foreground="black", alpha=0.7)]
 
 

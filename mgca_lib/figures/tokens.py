@@ -284,12 +284,12 @@ def word_weights(words: Sequence[str], weights: Sequence[float], *, title: str =
         axis.axhline(1 / len(words), color=MUTED, linestyle="--", linewidth=1)
         if row == 0:
             axis.annotate(
-                "equal share",
+                "equal\nshare",
                 (1, 1 / len(words)),
                 xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
+                xytext=(4, 0),
                 textcoords="offset points",
-                ha="right",
+                va="center",
                 fontsize=8,
                 color=MUTED,
             )
