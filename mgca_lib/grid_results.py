@@ -148,6 +148,21 @@ def committed_cells(root: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_CELL, "commit", "training_seconds", "processor", "cores", "precision", "data"])
 
 
+def trained_elsewhere(root: str | Path, baseline: str) -> tuple[str, ...]:
+    """Name the variants of which a committed cell comes from a kind of processor that no cell of the baseline comes from.
+
+    The same seed gives two variants the same first weights and the same data, but processors round differently, and
+    the precision of a training follows them: differences between such variants are paired less well.
+
+    Args:
+        root: The project's folder.
+        baseline: The variant that the others are held against.
+    """
+    cells = committed_cells(root)
+    home = set(cells.loc[cells["variant"] == baseline, "processor"])
+    return tuple(sorted(set(cells.loc[~cells["processor"].isin(home), "variant"])))
+
+
 def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dict[str, Interval]:
     """Mean of a metric over the seeds of each variant, with its 95 % t interval.
 

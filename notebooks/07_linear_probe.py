@@ -625,8 +625,10 @@ for name, rows in (("all films without pneumonia", negatives), ("the highest-ran
 # **1. Recall.** Four films, outputs 0.9, 0.4, 0.6, 0.1; the first two have the disease. What is the AUROC?
 
 # %%
-your_auroc = 0.75  # replace by your own count
-assert your_auroc == score(np.array([[0.9], [0.4], [0.6], [0.1]]), np.array([[1.0], [1.0], [0.0], [0.0]]), toy_task)[0]
+my_auroc = None  # your number
+right = score(np.array([[0.9], [0.4], [0.6], [0.1]]), np.array([[1.0], [1.0], [0.0], [0.0]]), toy_task)[0]
+assert my_auroc in (None, right), "not yet: how many of the four pairs of a sick and a healthy film are in order?"
+print("not answered yet" if my_auroc is None else "right")
 
 # %% [markdown]
 # <details><summary>Solution</summary>

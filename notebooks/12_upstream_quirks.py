@@ -60,7 +60,7 @@ from mgca_lib.data.pairs import PairImages, report_texts
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import merge_pieces
 from mgca_lib.evaluation.features import pair_batches
-from mgca_lib.grid_results import load_grid, paired_differences, verdict
+from mgca_lib.grid_results import load_grid, paired_differences, trained_elsewhere, verdict
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import pretrain
 from mgca_lib.variants import VARIANTS, variant_config
@@ -251,9 +251,9 @@ pd.Series(occasions).round(3).to_frame("value")
 # %% [markdown]
 # Read it as a list of experiments that can and cannot succeed. Empty slots are everywhere, so padding has every
 # chance to matter. Full reports, truncated reports and equal texts are as rare or common as the *data* make them. The
-# phantom's report generator varies its phrases and hardly repeats itself; in a real archive, where "no acute
-# cardiopulmonary process" is a habit, and where two films of one study share a report, the last two lines look
-# different. A result about them from phantoms says nothing about MIMIC-CXR.
+# equal texts here are nearly all the two films of one study. Between studies the phantom's report generator varies its phrases and
+# hardly repeats itself; in a real archive, where "no acute cardiopulmonary process" is a habit, the last two lines look different. A
+# result about them from phantoms says nothing about MIMIC-CXR.
 #
 # Two more occasions lie in the model: how different are the shifted weights, and how short are the read-outs?
 
@@ -327,7 +327,8 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # The grid trains every variant with several seeds, each on the same data for the same number of steps, and measures
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
-# interval of the mean difference is Student's, over seeds.
+# interval of the mean difference is Student's, over seeds. One thing may spoil the pairing: rounding. Variants that were trained
+# on another kind of processor than `all` share less with it, and the cell names them.
 #
 # A variant with no seeds in the table has not been trained for the results that come with the project, and is missing from
 # what follows: `make grid VARIANTS="quirk-weight-shift ..."` trains it, in a quarter of an hour for three seeds. Where all of
@@ -336,6 +337,8 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # %%
 table = load_grid(run.root, run.profile, GRID_DIR)
 trained = table[table["variant"].isin(["all", *quirks])]
+elsewhere = [name for name in trained_elsewhere(run.root, "all") if name in quirks]
+print("committed cells from another kind of processor than that of `all`:", ", ".join(elsewhere) or "none")
 trained.groupby(["variant", "source"])["seed"].nunique().unstack().reindex(["all", *quirks]).fillna(0).astype(int)
 
 # %% [markdown]
@@ -461,8 +464,8 @@ pd.Series(same_sign, dtype=str).to_frame("probe, all three fractions")
 # %% [markdown]
 # ## 5. A failure: the comparison that could not fail
 #
-# Look back at section 3, and then at the row `same-text-masked`. It masks pairs of equal reports. How many pairs did
-# it mask, in a whole training?
+# Look back at section 3, and then at the row `same-text-masked`. It masks pairs of equal reports. How many pairs would it mask in
+# a training as long as that of notebook 06? (Those of the grid are shorter; the share is the same.)
 
 # %%
 steps = len(train) // batch_size * run.config.training.epochs
@@ -472,12 +475,16 @@ share = met / all_negatives
 run.record("same_text/share_of_negatives", share)
 print(f"about {met:.0f} of {all_negatives:,.0f} pairs of a whole training were equal texts: {share:.5%}")
 if share < 1e-3:
-    print("a verdict of 'no difference' for same-text-masked is about the data, not about the idea")
+    print("a verdict about same-text-masked, whichever it is, is about the data and not about the idea")
 
 # %% [markdown]
 # "No difference" has two meanings. *We looked, and it does not matter*: the occasion was frequent, the interval is
 # narrow, zero is inside. *We did not look*: the occasion hardly ever came. The interval alone cannot tell them apart;
 # the table of occasions can. The same caution applies to the lost last word.
+#
+# And it works both ways. Does `same-text-masked` stand among the comparisons of section 4 that exclude zero? Then you have met a false
+# alarm: leaving out a few pairs in hundreds of thousands does not make another model. Chance brings such rows, and another processor
+# may (section 4 names the variants). Nothing in an interval says which of the rows they are.
 #
 # ## What we showed, and what not
 #
@@ -489,8 +496,8 @@ if share < 1e-3:
 # batch. Nor that a quirk without an effect here is right to keep. A correct loss that costs nothing is still the one
 # to use: its value does not depend on how much padding stands beside a word, so it can be compared between batches.
 #
-# **Where it breaks.** Few seeds give wide intervals. The phantom's reports hardly repeat themselves, and few are
-# full. Two groups on one process share their BatchNorm; two GPUs of the published run did not.
+# **Where it breaks.** Few seeds give wide intervals. Between studies, the phantom's reports hardly repeat themselves, and
+# few are full. Two groups on one process share their BatchNorm; two GPUs of the published run did not.
 #
 # ## Exercises
 #
@@ -522,8 +529,8 @@ print(f"{sides[0]:.3f} and {sides[1]:.3f}:", "doubled" if sides[1] > 2 * sides[0
 
 # %% [markdown]
 # **3. Research.** How many seeds would this grid need to see a difference of 0.01 in the probe? The interval of a mean
-# difference over $n$ seeds is about $\pm 2 s / \sqrt n$, with $s$ the spread of the differences from seed to seed. The
-# cell takes $s$ from the grid where there is one. Plan a second grid: which variants, how many seeds, how long?
+# difference over $n$ seeds is $\pm t\, s / \sqrt n$, with $s$ the spread of the differences from seed to seed; $t$ is 12.7 for two
+# seeds, 4.3 for three, and nears 2 only for many. The cell takes $s$ from the grid where there is one. Plan a second grid: which variants, how many seeds, how long?
 
 # %%
 my_difference = 0.01  # what you want to see
@@ -533,8 +540,8 @@ if len(found):
 
     factor = t.ppf(0.975, found["n"] - 1)
     spread = (found["high"] - found["low"]) / 2 * np.sqrt(found["n"]) / factor
-    needed = np.ceil((2 * spread / my_difference) ** 2).clip(lower=2).astype(int)
-    assert (needed >= 2).all(), "one seed has no spread"
+    enough = [t.ppf(0.975, n - 1) / n**0.5 for n in range(2, 2000)]
+    needed = [next(n for n, f in enumerate(enough, start=2) if f * s <= my_difference) for s in spread]
     print(pd.DataFrame({"spread": spread.round(4), "seeds needed": needed}).set_index(found["variant"]))
 else:
     print("no grid here: assume a spread of 0.02 and do the sum on paper")
@@ -546,7 +553,7 @@ else:
 #
 # **2.** $\ln(10 + n) = 2 \ln 10$ gives $n = 90$.
 #
-# **3.** With a spread of 0.02, $(2 \cdot 0.02 / 0.01)^2 = 16$ seeds. Quirks that have no occasion in these data are not
+# **3.** With a spread of 0.02, 18 seeds: $t = 2.11$ and $2.11 \cdot 0.02 / \sqrt{18} = 0.00995$. Quirks that have no occasion in these data are not
 # worth a run; `upstream-vit` with many seeds answers first whether there is anything to find.
 #
 # </details>

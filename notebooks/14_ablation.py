@@ -66,8 +66,8 @@ published["probe"] = published["dataset"] + " " + published["fraction"]
 published.pivot_table(index="method", columns="probe", values="value", sort=False)
 
 # %% [markdown]
-# Every number grows from the first row to the last, and the usual summary is that *each term helps*. Look at the sizes.
-# From ITA to all three, the largest step of any column is little more than one point of AUROC. There is one training a
+# Every number of the last row is above the first, and the usual summary is that *each term helps*. Go through the rows between,
+# though: prototypes without tokens lower two of the six columns. And look at the sizes. From ITA to all three, the largest step of any column is little more than one point of AUROC. There is one training a
 # row, and no interval.
 #
 # Before you go on, write down two guesses. If the same training were repeated with another seed, how far would one of
@@ -123,12 +123,13 @@ pd.DataFrame({"what it trains": {name: VARIANTS[name].changes for name in order}
 # %%
 cells = committed_cells(run.root)
 cells = cells[cells["variant"].isin(order)]
+precisions = sorted(set(cells["precision"]) - {""})
 own_hash = run.studies("mimic_cxr").card.table_sha256
 same = set(cells["data"]) == {own_hash}
 seconds = cells["training_seconds"]
 print(
     f"{len(cells)} trainings of {seconds.min():.0f} to {seconds.max():.0f} s, two at a time, one thread each, "
-    f"on {' and '.join(sorted(cells['processor'].unique()))}, in {' and '.join(sorted(cells['precision'].unique()))}"
+    f"on {' and '.join(sorted(cells['processor'].unique()))}{', in ' + ' and '.join(precisions) if precisions else ''}"
 )
 print("trained on the data that lie here" if same else "trained on the data of profile demo, which are not those here")
 
@@ -249,8 +250,8 @@ run.record("ablation/scatter", scatter)
 run.record("ablation/seeds_needed", needed)
 
 # %% [markdown]
-# The scatter of three seeds is itself a rough number: with two degrees of freedom, the true one may be half or three
-# times as large. And these are small models on phantoms; a full-size training may scatter less. But nobody can look that
+# The scatter of three seeds is itself a rough number: with two degrees of freedom, the 95 % interval of the true one reaches from
+# half of it to six times. And these are small models on phantoms; a full-size training may scatter less. But nobody can look that
 # up, since the table has one training a row. *How large is your seed noise?* is a question you may put to any ablation.
 #
 # ## 7. A failure, looked at: the story that one seed tells
@@ -273,8 +274,9 @@ run.record("ablation/orders_seen", len(set(story.values())))
 # other yardsticks; sentences that follow from intervals; what it would take to see a difference of the published size.
 #
 # **Not shown.** Anything about MIMIC-CXR or full-size encoders. That the terms are useless: short trainings of small
-# models on phantoms with eight findings leave little room for them. Many comparisons were made at once; at 95 %, one in
-# twenty sentences of the kind "higher by" is expected to be wrong.
+# models on phantoms with labels for eight diseases leave little room for them. Many comparisons were made at once; at 95 %,
+# about one in twenty comparisons between *equals* says "higher" or "lower" all the same, so a few such sentences in a long table
+# are no surprise.
 #
 # **Where it breaks.** Sharing a seed pairs the initial weights of what two variants have in common. It does not pair
 # everything: a term that is off changes every gradient after the first step.
