@@ -16,11 +16,11 @@ from pathlib import Path
 
 from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr, object_cxr, rsna, siim
 from data_scripts.phantom.layouts.common import Map, Settings, darkroom
+from data_scripts.preparation import PHANTOM_FILE
 
-VERSION = "2"
+VERSION = "3"
 """Raised whenever the same seed would give other bytes."""
 
-CARD = "PHANTOM.json"
 LAYOUTS = {layout.NAME: layout for layout in (mimic_cxr, chexpert, rsna, covidx, siim, object_cxr)}
 PROFILES: dict[str, dict[str, dict[str, int]]] = {
     "smoke": {
@@ -162,7 +162,9 @@ def _make_dataset(out: Path, name: str, settings: Settings, *, develop: Map) -> 
     except OSError as error:
         raise PhantomError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
     LAYOUTS[name].write(unfinished, settings, develop=develop)
-    (unfinished / CARD).write_text(json.dumps(_card(name, settings), indent=2) + "\n", encoding="utf-8", newline="\n")
+    (unfinished / PHANTOM_FILE).write_text(
+        json.dumps(_card(name, settings), indent=2) + "\n", encoding="utf-8", newline="\n"
+    )
     if folder.exists():
         folder.rmdir()
     unfinished.rename(folder)
@@ -172,9 +174,9 @@ def _make_dataset(out: Path, name: str, settings: Settings, *, develop: Map) -> 
 def _is_finished(folder: Path, card: dict[str, object]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    path = folder / CARD
+    path = folder / PHANTOM_FILE
     if not path.is_file():
-        raise PhantomError(f"{folder} exists and holds no phantom dataset (no {CARD}); choose another --out")
+        raise PhantomError(f"{folder} exists and holds no phantom dataset (no {PHANTOM_FILE}); choose another --out")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

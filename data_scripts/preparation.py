@@ -7,6 +7,7 @@ dropped.
 """
 
 import time
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -111,15 +112,19 @@ def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = 
         optional: Columns that may be missing and are then empty.
 
     Returns:
-        The named columns, stripped text with ``""`` for blanks, plus ``row``, the line in the file.
+        The named columns, stripped text with ``""`` for blanks, plus ``row``, the line of the file that the row
+        begins on.
 
     Raises:
         DatasetError: the file is missing, not such a csv file, lacks a column or has no rows.
     """
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False, index_col=False
-        )
+        with warnings.catch_warnings():
+            # Where the first row is longer than the header, pandas cuts all rows and merely warns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False, index_col=False
+            )
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file") from None
     except pd.errors.EmptyDataError:
@@ -128,6 +133,8 @@ def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = 
         raise DatasetError(
             f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
+    except pd.errors.ParserWarning:
+        raise DatasetError(f"{path}: line 2 has more cells than the header; quote cells that hold commas") from None
     except (pd.errors.ParserError, OSError, EOFError, zlib.error, ValueError) as error:
         raise DatasetError(f"{path}: is not a readable csv file ({' '.join(str(error).split())})") from None
     table.columns = [str(column).strip() for column in table.columns]
@@ -135,11 +142,13 @@ def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = 
         if column not in table.columns:
             raise DatasetError(f"{path}: column {column!r} is missing; there are {', '.join(table.columns)}")
     table = table.fillna("")
+    breaks = table.apply(lambda values: values.str.count("\n")).sum(axis=1)  # a quoted cell may fill several lines
+    line = np.arange(len(table)) + 2 + (breaks.cumsum() - breaks).to_numpy(dtype=int)
     for column in optional:
         if column not in table.columns:
             table[column] = ""
     wanted = [*columns, *optional]
-    table = table[wanted].apply(lambda values: values.str.strip()).assign(row=np.arange(len(table)) + 2)
+    table = table[wanted].apply(lambda values: values.str.strip()).assign(row=line)
     table = table[(table[wanted] != "").any(axis=1)].reset_index(drop=True)
     if table.empty:
         raise DatasetError(f"{path}: has a header but no rows")
@@ -284,12 +293,13 @@ def build_dataset(
     )
 
 
-def is_phantom(*folders: Path) -> bool:
-    """Whether one of the dataset's own folders holds ``PHANTOM.json``, which marks synthetic data.
+def is_phantom(folder: Path) -> bool:
+    """Whether a dataset's own folder holds ``PHANTOM.json``, which marks synthetic data.
 
-    A folder above several datasets must not be asked: one of them may have been replaced by the real one.
+    It must be the folder that the tables lie in: what lies inside a folder above may have been replaced by the real
+    release.
     """
-    return any((folder / PHANTOM_FILE).is_file() for folder in folders)
+    return (folder / PHANTOM_FILE).is_file()
 
 
 def _write_dropped(path: Path, drops: Sequence[Drop]) -> None:

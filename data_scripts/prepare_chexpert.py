@@ -114,7 +114,7 @@ def prepare(
         candidates,
         ledger,
         root=root,
-        phantom=is_phantom(root, root.parent),
+        phantom=is_phantom(root),
         out=out,
         origin=Origin(
             name="chexpert",

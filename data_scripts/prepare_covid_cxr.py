@@ -45,7 +45,7 @@ from data_scripts.ledger import Ledger, Summary
 from data_scripts.preparation import Origin, build_dataset, find_root, is_phantom, is_safe_name, read_table
 from data_scripts.selection import draw_splits
 from mgca_lib.data.reports import clean_sentences
-from mgca_lib.data.studies import DatasetError
+from mgca_lib.data.studies import DAMAGED, DatasetError
 
 TABLE = "metadata.csv"
 VIEW_MODES = ("frontal", "all")
@@ -294,7 +294,7 @@ def _read_mask(path: Path, height: int, width: int) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             mask = np.asarray(picture.convert("L")) > 0
-    except OSError as error:
+    except DAMAGED as error:
         raise ValueError(f"{path.name} cannot be read ({error})") from None
     if mask.shape != (height, width):
         raise ValueError(f"{path.name} is {mask.shape[1]} x {mask.shape[0]}, its image {width} x {height}")

@@ -124,7 +124,14 @@ def lay_out_nih(samples: Path, raw: Path) -> Path:
     if (samples / "boxes.csv").is_file():
         sides = ("x1", "y1", "x2", "y2")
         for box in read_table(samples / "boxes.csv", ("image", "label", *sides)).to_dict("records"):
-            x1, y1, x2, y2 = (prepare_nih.RELEASED_SIZE * float(box[side]) for side in sides)
+            try:
+                x1, y1, x2, y2 = (prepare_nih.RELEASED_SIZE * float(box[side]) for side in sides)
+            except ValueError as error:
+                raise DatasetError(f"{samples / 'boxes.csv'}: row {box['row']}: {error}") from None
+            if box["image"] not in file_of:
+                raise DatasetError(
+                    f"{samples / 'boxes.csv'}: row {box['row']}: no image {box['image']!r} in metadata.csv"
+                )
             boxes.append((file_of[box["image"]], box["label"], x1, y1, x2 - x1, y2 - y1))
         _write_csv(raw / prepare_nih.BOXES, prepare_nih.BOX_COLUMNS, boxes)
     return raw

@@ -145,7 +145,8 @@ class AlignmentConfig:
     )
     mask_same_text: bool = _setting(False, "studies whose reports read alike are no negatives of each other in ITA")
     upstream: Upstream = _setting(
-        "", "reproduce the published token alignment, that is the five switches below: vit or resnet; empty: corrected"
+        "",
+        "token alignment as published, by the switches below: vit (all five) or resnet (four); empty: corrected",
     )
     shifted_word_weights: bool = _setting(False, "as upstream: a word piece gets the attention of its right neighbour")
     lost_last_word: bool = _setting(False, "as upstream: a report that fills all max_pieces loses its last word")

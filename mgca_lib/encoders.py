@@ -388,6 +388,10 @@ def build_report_encoder(
             raise EncoderError(
                 f"text_model {name!r}: has {sizes.num_hidden_layers} layers, text_layers = {config.text_layers}"
             )
+        if sizes.max_position_embeddings < config.max_pieces:
+            raise EncoderError(
+                f"text_model {name!r}: reads {sizes.max_position_embeddings} pieces, max_pieces = {config.max_pieces}"
+            )
         sizes.num_hidden_layers = config.text_layers  # the first ones: upstream uses 6 of 12
         model = AutoModel.from_pretrained(name, config=sizes, add_pooling_layer=False)
     except EncoderError:

@@ -92,9 +92,10 @@ def measure_probe(
         extract_features(model.image_encoder, TaskImages(studies.split(name), task, transform), num_workers=0)
         for name in ("train", "valid", "test")
     ]
+    patients = studies.split("test").table["patient_id"].tolist()
     found = {}
     for label, fraction in FRACTIONS.items():
-        probe = linear_probe(*parts, task=task, fraction=fraction, seeds=seeds)
+        probe = linear_probe(*parts, task=task, fraction=fraction, seeds=seeds, groups=patients)
         found[f"probe/{dataset}/auroc/{label}"] = Interval(probe.mean, probe.low, probe.high, probe.n)
     return found
 

@@ -149,7 +149,7 @@ def committed_cells(root: str | Path) -> pd.DataFrame:
 
 
 def trained_elsewhere(root: str | Path, baseline: str) -> tuple[str, ...]:
-    """Name the variants of which a committed cell comes from a kind of processor that no cell of the baseline comes from.
+    """Name the variants with a committed cell from a kind of processor that no cell of the baseline comes from.
 
     The same seed gives two variants the same first weights and the same data, but processors round differently, and
     the precision of a training follows them: differences between such variants are paired less well.

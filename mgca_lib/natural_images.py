@@ -63,6 +63,10 @@ class GreyScale(nn.Module):
         """Rescale ``(B, C, H, W)``."""
         return ((images + 1) / 2 - self.mean) / self.deviation
 
+    def extra_repr(self) -> str:
+        """Both, so that caches by the printed module tell two of them apart."""
+        return f"mean={self.mean.flatten().tolist()}, deviation={self.deviation.flatten().tolist()}"
+
 
 def load_natural_encoder(source: str, *, image_size: int, upsample_to: int = 0) -> ImageEncoder:
     """Load an image encoder that was trained on natural images, in eval mode on the CPU.

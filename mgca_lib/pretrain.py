@@ -67,7 +67,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     prototypes frozen at first. With ``mlm_epochs`` the report encoder reads before all this
     (:mod:`mgca_lib.masked_language`); a run killed in the meantime begins again. ``text_rate_factor`` is for what comes
     after. Differs from upstream: contrast over all processes (``gather``), bf16 where the device is fast in it,
-    prototypes frozen by leaving out their gradient, MIMIC's test split not used for validation, anomaly detection off.
+    MIMIC's test split not used for validation, anomaly detection off.
 
     Args:
         config: All settings.
@@ -75,8 +75,8 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         out: Folder for ``best/``, ``last/``, ``history.json``, ``tensorboard/`` and, with ``mlm_epochs``,
             ``masked_language.json``.
         seed: Decides initial weights, order, crops and dropout.
-        resume: Go on from ``last/``; a finished run is returned as it is. ``False`` demands an empty folder. Another
-            number of processes may go on: ``batch_size`` follows, so that the batches over all of them stay.
+        resume: Go on from ``last/``; a finished run is returned as it is. ``False`` demands a folder without a run.
+            Another number of processes may go on: ``batch_size`` follows, so that the batches over all of them stay.
 
     Returns:
         Where the checkpoints lie, and the history.
@@ -84,13 +84,15 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     Raises:
         PretrainError: ``out`` holds another run or cannot be written, the split is too small, or the loss or a weight
             is not a finite number.
-        ConfigError: ``chunk_size`` is set for a backbone with BatchNorm.
+        ConfigError: the seed is negative, or ``chunk_size`` is set for a backbone with BatchNorm.
         CheckpointError: a part of ``last/`` is missing or damaged, or a checkpoint cannot be written.
         DatasetError: the dataset has no reports or no ``valid`` split, or an image cannot be read. The run then stops
             rather than skips, since without that pair every later batch would be another.
         EncoderError, TokenizerError: published weights are wanted and cannot be had, or ``mlm_epochs`` with a model
             other than BERT.
     """
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}: use a whole number from 0 on")
     out = Path(out)
     AcceleratorState._reset_state()  # or a second run in this process could not have another precision
     accelerator = Accelerator(

@@ -45,6 +45,7 @@ run
 
 # %%
 import math
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -63,8 +64,9 @@ from mgca_lib.evaluation.local_heads import local_features, train_local_heads, w
 from mgca_lib.evaluation.receptive_field import patch_offset, pixel_influence
 from mgca_lib.evaluation.told_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS, STATED, first_films
-from mgca_lib.grid_results import load_grid, over_seeds, paired_differences, verdict
+from mgca_lib.grid_results import load_grid, over_seeds, paired_differences, trained_elsewhere, verdict
 from mgca_lib.pretrain import pretrain
+from mgca_lib.variants import VARIANTS
 
 pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
 
@@ -179,8 +181,8 @@ run.show(figure, "looks", "Which rows and columns of the film change the patch i
 
 # %% [markdown]
 # The teeth of the curves are the first stride: of every two pixels one counts more. The middle of the whole lies before the
-# dotted line. From here on this notebook draws every map where its patches look (`offset=looks`); section 5 counts what that is
-# worth.
+# dotted line. From here on this notebook draws its maps where their patches look (`offset=looks`); section 5 counts what that is
+# worth. (Section 9 reads results that were scored on tiles.)
 #
 # ## 3. Explanation C, on paper: what does the loss ask?
 #
@@ -310,6 +312,7 @@ run.show(
 )
 
 # %%
+# Ceilings are a little lower than in section 2: patients are averaged first, and maps are drawn where patches look.
 text = {
     finding: {name: str(parts[finding].pointing) for name, parts in summary.items()}
     | {"chance": f"{first[finding].chance:.3f}", "ceiling": f"{first[finding].ceiling:.3f}"}
@@ -365,9 +368,11 @@ for finding in shown_rows:
 pd.DataFrame(lines)
 
 # %% [markdown]
-# A map that knows nothing does not mind where it is drawn; one that knows gains. The move is the same for all findings, though, and
-# some of them are seen by an edge (section 10), so a single finding may gain nothing. Section 6 comes back to it with smaller tiles.
-# Whoever compares maps of a CNN with masks should ask the gradient first.
+# A map that knows nothing should not mind where it is drawn, and one that knows should gain. Does it? Hold the difference against the
+# intervals before you say so. The move is the same for all findings, and some of them are seen by an edge (section 10), so single
+# findings may go either way, and on tiles of this size the whole may be worth next to nothing. Sections 6 and 10 come back to it with
+# smaller tiles and longer training. Whoever compares maps of a CNN with masks should ask the gradient first all the same: one
+# cannot know beforehand.
 #
 # ## 6. What a patch has seen
 #
@@ -460,8 +465,9 @@ lines = {
 pd.DataFrame(lines)
 
 # %% [markdown]
-# Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way. Where it points
-# less often, the finer stage did not know enough. The published loss should be moved by neither. The last table draws the finer
+# Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way, or the grid was: finer
+# patches also raise the ceiling (section 10 takes it out). Where it points less often, the finer stage did not know enough. The
+# published loss should be moved by neither. Look at the intervals, too: most pairs overlap. The last table draws the finer
 # maps on their tiles once more: the shift is about as many pixels as before, but of a tile half as wide.
 #
 # ### Look at it
@@ -488,7 +494,7 @@ for number, phrase in enumerate(cases.itertuples(), start=1):
         value_label="times the mean",
         masks=[mask] * len(one),
         columns=3,
-        title=phrase.phrase[:60],
+        title=shorten(phrase.phrase, 80),
     )
     run.show(
         figure, f"case_{number}", f"The phrase '{phrase.phrase}' with the pretrained heads and with each new pair."
@@ -504,7 +510,7 @@ for number, phrase in enumerate(cases.itertuples(), start=1):
 # against the mask.
 #
 # That is no competitor, for it was told what no report tells. It is a yardstick. Where it is far above the words, the loss leaves
-# something lying about. Where it is near chance itself, no loss over reports can be expected to make these patches point.
+# something lying about. Where it is near chance itself, masks did not help *this head*, and another teacher may still find something.
 #
 # Between words and masks there is a third teacher: **labels**. The same two layers, told for each training film *which*
 # findings it shows and not *where*: the film's odds of a finding are the mean of its patches' odds, so some patch has to
@@ -550,7 +556,9 @@ pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in besi
 # Now the failures have addresses. Compare *told* at stride 16 with *told* at stride 8, and you see what the finer stage adds to
 # what can be known; compare *told* with `cta_grounded` at the same stride, and you see what the loss did not bring out. *Labels*
 # divide that in two. Where they come close to *told*, knowing what is as good as knowing where, and words that stay behind have
-# not been read. Where they stay near the words, the place itself is what nobody said.
+# not been read. Where they stay near the words, the place itself is what nobody said. And where *labels* or words are ahead of
+# *told*, masks were no help: *told* is a yardstick and not a ceiling. It learns patch by patch, and of a finding that fills a hundredth of
+# a film nearly every patch says "nothing".
 #
 # ## 8. What a word has read
 #
@@ -718,7 +726,7 @@ for finding, by in found.items():
     for name in order:
         if name in by:
             run.record(f"grid/{finding}/{name}/pointing", by[name].as_metric())
-yardsticks = {"words point, all findings": "grounding/all/pointing"}
+yardsticks = {"words point, all findings, on tiles": "grounding/all/pointing"}
 yardsticks |= {f"CheXpert {part}": f"probe/chexpert/auroc/{part}" for part in ("1%", "10%", "100%")}
 yardsticks |= {"report to image, R@5": "retrieval/t2i/r@5"}
 lines = {}
@@ -732,7 +740,8 @@ pd.DataFrame(lines).T.rename_axis("difference to all")
 
 # %% [markdown]
 # Read the probe's columns as the question was put: is the probe *no worse*? "No difference" answers it only together with
-# the number in brackets. Now the same seeds again, one step at a time: first the yardsticks, then the four findings.
+# the number in brackets. Now the same seeds again, one step at a time: first the yardsticks, then the four findings. A step
+# that also changed the kind of processor, and with it the rounding, says so in its name.
 
 # %%
 steps = {
@@ -746,6 +755,7 @@ lines = {}
 for label, (before, after) in steps.items():
     if not {before, after} <= set(grid["variant"]):
         continue
+    label += ", other processor" * (after in trained_elsewhere(run.root, before))
     for name, metric in measures.items():
         difference = paired_differences(grid, before, metric).set_index("variant").loc[after]
         lines.setdefault(label, {})[name] = verdict(difference["mean"], difference["low"], difference["high"])
@@ -762,7 +772,7 @@ pd.DataFrame(lines).rename_axis("difference")
 #
 # This course set itself a target before any of this was measured: pointing at least eight times chance on four findings.
 # Here is what became of it with the heads of sections 5 and 6, beside what any map over these patches could reach and what
-# the better of the two heads of section 7 reached, which was told.
+# the better of the two mask-told heads of section 7 reached.
 
 # %%
 rows, pairwise = [], [name for name in ("cta_grounded", "gloria", "cta_grounded-stride-8") if name in summary]
@@ -779,7 +789,7 @@ target["reached"] = np.where(
     "yes",
     np.select(
         [target["ceiling"] < target["eight times"], target["told"] < target["eight times"]],
-        ["no, and no map over these patches could", "no, and no head that was told did"],
+        ["no, and no map over these patches could", "no, and no head that was given masks did"],
         "no",
     ),
 )
@@ -799,7 +809,7 @@ target.round(3)
 long = load_grid(run.root, run.profile, kind="long")
 long_chance = long[long["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
 drawn = {"on tiles": "grounding", "where patches look": "grounding_looks"}
-rows = {}
+rows, times_chance = {}, {}
 for finding in shown:
     blind = long_chance[f"grounding/{finding}/chance"]
     for way, prefix in drawn.items():
@@ -807,23 +817,37 @@ for finding in shown:
         for variant, hit in over_seeds(long, metric, single=True).items():
             run.record(f"long/{variant}/{finding}/{prefix}", hit.as_metric())
             each = long.loc[(long["variant"] == variant) & (long["metric"] == metric), "value"]
+            times_chance[variant, way, finding] = hit.mean / blind
             rows[variant, way, finding] = {
                 "hit rate": str(hit),
                 "eight times chance": f"{8 * blind:.3f}",
                 "times chance": f"{hit.mean / blind:.1f}",
                 "seeds that reach eight": f"{(each >= 8 * blind).sum()} of {hit.n}",
             }
-order = [(v, way, f) for v in dict.fromkeys(long["variant"]) for way in drawn for f in shown if (v, way, f) in rows]
+long_variants = [name for name in VARIANTS if name in set(long["variant"])]  # in the order of the text
+order = [(v, way, f) for v in long_variants for way in drawn for f in shown if (v, way, f) in rows]
 pd.DataFrame({key: rows[key] for key in order}).T
+
+# %%
+for variant in long_variants:
+    means = {way: over_seeds(long, f"{prefix}/all/pointing", single=True) for way, prefix in drawn.items()}
+    hits = {f: times_chance[key] for f in shown if (key := (variant, "where patches look", f)) in times_chance}
+    reached = [finding for finding, times in hits.items() if times >= 8]
+    print(
+        f"{variant}: {', '.join(reached) or 'none'} of {len(hits)} findings reach eight where patches look;",
+        "all findings:",
+        ", ".join(f"{way} {found[variant]}" for way, found in means.items() if variant in found),
+    )
 
 # %%
 lines = {}
 reading_off = {f"pneumothorax, read off the {side}": f"reading/Pneumothorax/{side}" for side in ("report", "film")}
-for label, metric in (yardsticks | reading_off).items():
+looking = {"words point, all findings, where patches look": "grounding_looks/all/pointing"}
+for label, metric in (looking | yardsticks | reading_off).items():
     for variant, value in over_seeds(long, metric, single=True).items():
         run.record(f"long/{variant}/{metric.replace('/', '_')}", value.as_metric())
         lines.setdefault(variant, {})[label] = str(value)
-pd.DataFrame(lines).rename_axis("long runs")
+pd.DataFrame({variant: lines[variant] for variant in long_variants}).rename_axis("long runs")
 
 # %% [markdown]
 # With one seed (n=1) the interval is over patients or draws of the labels, with several over seeds: only these say how much the
@@ -847,7 +871,7 @@ for name in ("cta", "cta_grounded", "cta_grounded-stride-8", "labels-stride-8", 
         rows[name, finding] = {
             "inside": f"{part.pointing.mean:.3f}",
             "chance": f"{part.chance:.3f}",
-            "near": f"{part.near.mean:.3f}",
+            "near": str(part.near),
             "chance of near": f"{part.near_chance:.3f}",
             "near those of others": f"{part.near_control:.3f}",
         }
@@ -863,15 +887,15 @@ for finding in shown:
         rows[f"long: {variant}", finding] = {
             "inside": f"{strict.mean:.3f}",
             "chance": f"{long_chance[f'grounding/{finding}/chance']:.3f}",
-            "near": f"{near.mean:.3f}",
+            "near": str(near),
             "chance of near": f"{first[finding].near_chance:.3f}",
             "near those of others": f"{habit.mean:.3f}" if habit else "",
         }
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Compare *near* with the two columns on its right, never with *inside*. What is near much more often than either has found the
-# finding of this film, if not its middle.
+# Compare *near* with the two columns on its right, never with *inside*. What is near clearly more often than either, interval
+# included, has found the finding of this film, if not its middle.
 #
 # ### A fairer scale
 #
@@ -908,7 +932,7 @@ if there:
     }
     boxes = {name: grounding.summarise_grounding(part, seed=run.seed)["all"] for name, part in boxed.items()}
     line = {
-        name: {"pointing": str(part.pointing), "boxes of others": f"{part.control:.3f}", "contrast": str(part.contrast)}
+        name: {"pointing": str(part.pointing), "boxes of others": f"{part.control:.3f}", "CNR": str(part.contrast)}
         for name, part in boxes.items()
     }
     some = boxes["cta"]
@@ -926,7 +950,8 @@ pd.DataFrame(line)
 # %% [markdown]
 # Hold the intervals against the chance that is printed above them, and then against *boxes of others*: how often the same
 # brightest pixel lies in the boxes of other patients with the label. Opacities lie in lungs, so a map that knows no more
-# than where lungs are is above chance on patients, too. Only what exceeds both is about *this* patient. Few boxes, most of
+# than where lungs are is above chance on patients, too. (*CNR* is how much brighter the map is inside the box than outside, in units
+# of its noise; a blind map has 0.) Only what exceeds both is about *this* patient. Few boxes, most of
 # them of one label, give wide intervals; and nothing in this course has ever shown the encoders a patient.
 #
 # ## 12. A failure, looked at
@@ -1026,8 +1051,8 @@ print(
 #
 # **1.** All eight films fit equally well: $\ln 8$ in each direction, $2 \ln 8 = 4.16$ together.
 #
-# **2.** At the small end. With sharpness near 0, $z$ is close to $\ln 3$ plus the mean of the words' fits: all words count
-# alike, and the gap shrinks with it. At the large end one word decides alone, and the gap is as large as the sharpness.
+# **2.** At the small end. With sharpness near 0, $z$ is close to $\ln 3$ plus the sharpness times the mean of the words' fits: all
+# words count alike, and the gap shrinks with it. At the large end one word decides alone, and the gap nears the sharpness less $\ln 3$.
 #
 # **3.** Twice as many a side. The ceiling is read off the curve of section 2 at that number. Whether the model gets any
 # nearer to it is the experiment: a map can be finer and no wiser.

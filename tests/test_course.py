@@ -416,6 +416,16 @@ class TestSummary:
         assert not publish_seeds(outputs, target)
         assert target.read_text() == "{}\n"
 
+    def test_the_run_of_the_first_seed_counts_too(self, tmp_path: Path) -> None:
+        outputs = tmp_path / "demo"
+        for folder, restricted in ((outputs / "01_data", True), (outputs / "seed-2" / "01_data", False)):
+            self.write(folder, seed=1, value=0.5)
+            data = {"chexpert": {"restricted": restricted}}
+            (folder / "metrics.json").write_text(json.dumps({"metrics": {}, "provenance": {"seed": 1, "data": data}}))
+        (outputs / "seeds.json").write_text('{"01_data": {}}')
+        with pytest.raises(RestrictedDataError, match=r"demo.01_data.metrics.json"):
+            publish_seeds(outputs, tmp_path / "seeds.json")
+
     def test_busy_seconds_counts_overlap_once(self, tmp_path: Path) -> None:
         paths = []
         for name, start, end in (("a", 0, 10), ("b", 5, 15), ("c", 6, 8), ("d", 20, 21)):
@@ -425,3 +435,56 @@ class TestSummary:
             paths.append(tmp_path / f"{name}.ipynb")
             paths[-1].write_text(json.dumps({"metadata": {"papermill": times}}))
         assert busy_seconds(paths) == 16
+
+
+class TestCommands:
+    """What a person types, from wherever they stand."""
+
+    def command(self, *arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "mgca_lib.course", *arguments]
+        return subprocess.run(words, cwd=where, check=False, capture_output=True, text=True)
+
+    @pytest.fixture
+    def project(self, tmp_path: Path) -> Path:
+        write_project(tmp_path)
+        (tmp_path / "Snakefile").touch()
+        return tmp_path
+
+    def finish(self, project: Path, folder: str, seed: int = 1) -> Path:
+        target = project / folder
+        target.mkdir(parents=True)
+        facts = {"seed": seed, "question": "Why?", "headline": "a", "seconds": 1.0}
+        (target / "metrics.json").write_text(json.dumps({"metrics": {"a": 0.5}, "provenance": facts}))
+        return target
+
+    def test_execute_from_a_subfolder(self, project: Path) -> None:
+        done = self.command("execute", "03_example.py", "--threads", "1", where=project / "notebooks")
+        assert done.returncode == 0, done.stderr
+        assert (project / "outputs/demo/03_example/metrics.json").is_file()
+        assert (project / "outputs/demo/03_example/03_example.ipynb").is_file()
+
+    def test_a_notebook_that_is_not_there(self, project: Path) -> None:
+        done = self.command("execute", "notebooks/99_none.py", where=project)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert "notebooks/99_none.py: no such file" in done.stderr
+
+    def test_table_after_a_run_in_jupyter(self, project: Path) -> None:
+        """There are numbers then, and no executed copy to take the time from."""
+        self.finish(project, "outputs/demo/03_example")
+        done = self.command("table", where=project)
+        assert done.returncode == 0, done.stderr
+        assert "a = 0.500" in done.stdout
+        assert "0 of 1 executed notebooks, 0 s" in done.stdout
+
+    def test_summarise_names_what_is_missing(self, project: Path) -> None:
+        self.finish(project, "outputs/demo/03_example")
+        self.finish(project, "outputs/demo/seed-2/03_example", seed=2)
+        done = self.command("summarise", "--outputs", "outputs/demo", "--seeds", "2", "3", where=project)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert "seed-3/03_example: not finished" in done.stderr
+        done = self.command("summarise", "--outputs", "outputs/demo", "--seeds", "2", "2", where=project)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert "--seeds 2 2: every seed once" in done.stderr
+        done = self.command("summarise", "--outputs", "outputs/demo", "--seeds", "2", where=project)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((project / "outputs/demo/seeds.json").read_text())["03_example"]["seeds"] == [1, 2]

@@ -443,6 +443,8 @@ def test_text_models_that_cannot_be(tmp_path):
     bert(layers=2).save_pretrained(tmp_path / "two")
     with pytest.raises(EncoderError, match=r"has 2 layers, text_layers = 3"):
         build(text_model=str(tmp_path / "two"), text_layers=3)
+    with pytest.raises(EncoderError, match=r"reads \d+ pieces, max_pieces = 5000"):
+        build(text_model=str(tmp_path / "two"), max_pieces=5000)
     bert(layers=2, vocabulary=49).save_pretrained(tmp_path / "few")
     with pytest.raises(EncoderError, match=r"knows 49 pieces, its tokenizer has 50"):
         build(text_model=str(tmp_path / "few"))

@@ -126,6 +126,7 @@ class Change:
 
     encoder: bool = False
     architecture: bool = False
+    upsampling: bool = False
     transform: bool = False
     rows: bool = False
     task: bool = False
@@ -133,7 +134,9 @@ class Change:
     card: bool = False
 
 
-@pytest.mark.parametrize("name", ["encoder", "architecture", "transform", "rows", "task", "image", "card"])
+@pytest.mark.parametrize(
+    "name", ["encoder", "architecture", "upsampling", "transform", "rows", "task", "image", "card"]
+)
 def test_every_change_misses_the_cache(encoder, studies, tmp_path, name):
     extract_features(encoder, make(studies), cache_dir=tmp_path / "cache")
     change = Change(**{name: True})
@@ -142,6 +145,8 @@ def test_every_change_misses_the_cache(encoder, studies, tmp_path, name):
             encoder.body[0].weight[0, 0, 0, 0] += 1e-6
     if change.architecture:
         encoder.body[2] = nn.GELU()
+    if change.upsampling:
+        encoder.upsample_to = 32
     if change.rows:
         studies = studies.select([*range(8), 9, 8])
     if change.image:

@@ -125,6 +125,17 @@ def test_publishing_keeps_the_cells_of_others(project):
     }
 
 
+def test_variants_from_another_processor_are_named(project):
+    for name, processor in (("all/seed-1", "A"), ("all/seed-2", "A"), ("ita/seed-1", "A"), ("gloria/seed-1", "B")):
+        facts = {"commit": "", "training_seconds": 1, "hardware": {"processor": processor, "cores": 2}, "data": OPEN}
+        record = (project / module.COMMITTED["grid"]).with_suffix(".json")
+        known = json.loads(record.read_text()) if record.is_file() else {}
+        record.write_text(json.dumps(known | {name: facts}))
+    assert module.trained_elsewhere(project, "all") == ("gloria",)
+    assert module.trained_elsewhere(project, "gloria") == ("all", "ita")
+    assert module.committed_cells(project)["precision"].tolist() == [""] * 4
+
+
 def test_long_runs_have_a_table_of_their_own(project):
     write_committed(project, [("all", 1, "auroc", 0.7, None, None, None)], "long")
     write_cell(project, "ita", 1, {"auroc": 0.9}, kind="long")

@@ -408,6 +408,35 @@ def test_interval_over_patients_draws_whole_patients_and_averages_the_seeds():
     assert found.n == 30
 
 
+def test_probes_and_gains_draw_patients_where_they_are_named():
+    """Each film ten times over: copies are no new evidence, so the interval is that of the films themselves."""
+    train, valid, test = splits(width=30, signal=0.4)
+    few = Features(test.values[:60], test.targets[:60], test.image_ids[:60])
+    copies = Features(*(np.repeat(part, 10, axis=0) for part in (few.values, few.targets)), tuple(map(str, range(600))))
+    settings = {"task": TWO, "fraction": 1.0, "seeds": [0], "resamples": 300}
+    once = linear_probe(train, valid, few, **settings)
+    patients = np.repeat(np.arange(60), 10)
+    grouped = linear_probe(train, valid, copies, groups=patients, **settings)
+    assert (grouped.n, grouped.spread) == (60, "test cases")
+    assert (grouped.low, grouped.high) == pytest.approx((once.low, once.high), abs=1e-9)
+    alone = linear_probe(train, valid, copies, **settings)
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+    weak = [Features(part.values[:, :5], part.targets, part.image_ids) for part in (train, valid, copies)]
+    weaker = linear_probe(*weak, **settings)
+    gains = [probe_gain(alone, weaker, copies.targets, TWO, groups=group, resamples=300) for group in (patients, None)]
+    assert [gain.n for gain in gains] == [60, 600]
+    assert gains[0].high - gains[0].low > 2 * (gains[1].high - gains[1].low)
+
+
+def test_one_class_teaches_nothing():
+    parts = [
+        Features(np.eye(4, dtype=np.float32), np.array(targets), tuple("abcd")) for targets in ([0] * 4, [0, 1, 2, 0])
+    ]
+    task = Task("three", "multiclass", ("a", "b", "c"), "accuracy")
+    with pytest.raises(ValueError, match="three: all training images are of one class"):
+        linear_probe(parts[0], parts[1], parts[1], task=task, fraction=1.0, seeds=[0])
+
+
 def test_interval_of_a_gain_is_paired():
     train, valid, test = splits()
     probes = linear_probe(train, valid, test, task=TWO, fraction=0.2, seeds=[0, 1], resamples=10)

@@ -97,11 +97,17 @@ def test_release_in_batches(tmp_path):
     assert prepare(raw, tmp_path / "out", **OPTIONS).rows_out == 19
 
 
-def test_phantom_mark_beside_the_release_folder(tmp_path):
-    make_chexpert(tmp_path / "chexpert/CheXpert-v1.0")
+def test_a_release_beside_a_phantom_mark_stays_restricted(tmp_path):
+    """The mark of phantoms that lay there before says nothing about a release that was put in their place."""
+    make_chexpert(tmp_path / "chexpert/CheXpert-v1.0-small", prefix="CheXpert-v1.0-small/")
     (tmp_path / "chexpert/PHANTOM.json").write_text("{}")
     prepare(tmp_path / "chexpert", tmp_path / "out", **OPTIONS)
-    assert load_studies(tmp_path / "out").card.source == "phantom"
+    card = load_studies(tmp_path / "out").card
+    assert card.restricted
+    assert card.source == "CheXpert, Stanford ML Group"
+    (tmp_path / "chexpert/CheXpert-v1.0-small/PHANTOM.json").write_text("{}")
+    prepare(tmp_path / "chexpert", tmp_path / "marked", **OPTIONS)
+    assert load_studies(tmp_path / "marked").card.source == "phantom"
 
 
 def test_a_patient_of_the_test_set_leaves_training(tmp_path):

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mgca_lib import checkpoint
 from mgca_lib import pretrain as module
 from mgca_lib.checkpoint import load_checkpoint
-from mgca_lib.config import LATER, TrainingConfig
+from mgca_lib.config import LATER, ConfigError, TrainingConfig
 from mgca_lib.data.pairs import EpochBatches, PairImages, report_texts
 from mgca_lib.data.studies import DatasetError, write_studies
 from mgca_lib.data.tokenization import train_tokenizer
@@ -267,6 +267,12 @@ def test_fewer_pairs_by_setting(studies, tmp_path, monkeypatch):
     assert train[0] == train[1] == sorted(train[0])
     assert train[0] != train[2]
     assert {len(ids) for ids in seen if ids[0].startswith("valid")} == {8}
+
+
+def test_a_negative_seed_is_refused_before_anything_is_built(studies, tmp_path):
+    with pytest.raises(ConfigError, match="seed is -1: use a whole number from 0 on"):
+        pretrain(tiny_config(), studies, tmp_path / "run", seed=-1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_precision_may_change_between_runs_of_one_process(small, tmp_path):

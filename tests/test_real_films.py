@@ -92,6 +92,21 @@ def test_samples_travel_the_road_of_the_releases(tmp_path):
     assert [one.converted for one in again.values()] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("cells", "problem"),
+    [
+        (("images/none.jpg", "Mass", 0, 0, 1, 1), "row 3: .*'images/none.jpg'.*metadata.csv"),
+        (("images/00000001_001.jpg", "Mass", 0, "", 1, 1), "row 3: could not convert string to float"),
+    ],
+)
+def test_a_bad_box_is_named(tmp_path, cells, problem):
+    nih = make_samples(tmp_path / "films") / "nih_cxr14_subset"
+    with (nih / "boxes.csv").open("a", newline="") as stream:
+        csv.writer(stream).writerow((*cells, ""))
+    with pytest.raises(DatasetError, match=rf"boxes.csv: {problem}"):
+        lay_out_nih(nih, tmp_path / "raw")
+
+
 def test_layout_is_the_owners(tmp_path):
     samples = make_samples(tmp_path / "films")
     raw = lay_out_nih(samples / "nih_cxr14_subset", tmp_path / "nih")

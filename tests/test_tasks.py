@@ -112,6 +112,16 @@ def test_an_unreadable_image_is_named(studies, content):
     assert "\n" not in str(caught.value)
 
 
+def test_a_png_with_a_broken_part_is_named(studies):
+    """Pillow calls that a syntax error."""
+    path = studies.root / "images/train002.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with pytest.raises(DatasetError, match=r"image 'train002' \(row 2\) cannot be read"):
+        load_picture(studies, 2)
+
+
 def test_a_truncated_image_is_named(studies):
     path = studies.root / "images/train002.png"
     path.write_bytes(path.read_bytes()[:200])

@@ -149,10 +149,12 @@ def _snakemake(
 
 def _execute(options: argparse.Namespace, root: Path) -> int:
     source = options.notebook.resolve()
+    if not source.is_file():
+        raise ExecutionError(f"{options.notebook}: no such file; the notebooks are in {root / 'notebooks'}")
     declared = check_notebook(read_source(source))
     parameters = {"PROFILE": options.profile, "SEED": options.seed, "DATA_ROOT": options.data_root}
     parameters |= {name: parse_value(text, declared.get(name)) for name, text in options.p}
-    folder = options.output_dir or Path("outputs", options.profile, source.stem)
+    folder = root / (options.output_dir or Path("outputs", options.profile, source.stem))
     print(f"{source.stem}: started", flush=True)
     seconds = execute(source, folder, parameters, threads=options.threads)
     print(f"{source.stem}: done in {seconds:.1f} s", flush=True)
@@ -163,15 +165,22 @@ def _table(options: argparse.Namespace, root: Path) -> int:
     outputs = root / "outputs" / options.profile
     names = [path.stem for path in notebooks(root)]
     print(f"\n{course_table(outputs, names)}\n")
-    executed = [outputs / name / f"{name}.ipynb" for name in names if (outputs / name / METRICS_FILE).is_file()]
+    # A notebook that a person ran in Jupyter leaves numbers and no executed copy.
+    executed = [path for name in names if (path := outputs / name / f"{name}.ipynb").is_file()]
+    executed = [path for path in executed if (path.parent / METRICS_FILE).is_file()]
     print(f"{len(executed)} of {len(names)} executed notebooks, {busy_seconds(executed):.0f} s: {outputs}")
     return 0
 
 
 def _summarise(options: argparse.Namespace, root: Path) -> int:
-    outputs = options.outputs
+    outputs = root / options.outputs
     further = [outputs / f"seed-{seed}" for seed in options.seeds]
     names = [path.parent.name for path in sorted(further[0].glob("*/metrics.json"))]
+    for folder in (outputs, *further):
+        if missing := [name for name in names if not (folder / name / METRICS_FILE).is_file()]:
+            raise ExecutionError(f"{folder / missing[0]}: not finished, so it cannot be summarised")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise ExecutionError(f"--seeds {' '.join(map(str, options.seeds))}: every seed once")
     content = {name: summarise_seeds([folder / name for folder in (outputs, *further)]) for name in names}
     (outputs / SEEDS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name, part in content.items():
@@ -188,7 +197,7 @@ def _pair(options: argparse.Namespace, root: Path) -> int:
 
 
 def _outputs(options: argparse.Namespace, root: Path) -> int:
-    from mgca_lib.grid_results import publish_grid  # brings in pandas, which all other commands do without
+    from mgca_lib.grid_results import GridError, publish_grid  # brings in pandas, which all other commands do without
 
     runs, whole = root / "outputs" / options.profile, options.profile == "demo"
     for source in [one for one in notebooks(root) if whole or (runs / one.stem / METRICS_FILE).is_file()]:
@@ -199,7 +208,10 @@ def _outputs(options: argparse.Namespace, root: Path) -> int:
     changed = publish_seeds(root / "outputs" / "demo", root / "notebooks" / SEEDS_FILE)
     print(f"numbers over seeds: {'new' if changed else 'unchanged'}")
     for kind, words in (("grid", "results of the grid"), ("long", "its long runs")):
-        print(f"{words}: {'new' if publish_grid(root, kind) else 'unchanged'}")
+        try:
+            print(f"{words}: {'new' if publish_grid(root, kind) else 'unchanged'}")
+        except GridError as error:
+            raise ExecutionError(str(error)) from None
     return 0
 
 

@@ -104,7 +104,7 @@ def free_cores() -> int:
 
 
 def remove_results(root: Path) -> None:
-    """Delete what course runs made: ``data/`` and ``outputs/`` of every profile but ``paper``."""
+    """Delete what course runs made: ``data/`` and ``outputs/`` of ``smoke`` and ``demo``."""
     for folder in (root / "data", root / "outputs"):
         for profile in ("smoke", "demo"):
             shutil.rmtree(folder / profile, ignore_errors=True)

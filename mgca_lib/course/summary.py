@@ -55,9 +55,10 @@ def publish_seeds(outputs: Path, target: Path) -> bool:
     source = outputs / SEEDS_FILE
     if not source.is_file():
         return False
-    for path in sorted(outputs.glob(f"seed-*/*/{METRICS_FILE}")):
-        check_publishable(path.parent)
     text = source.read_text(encoding="utf-8")
+    first = [outputs / name for name in json.loads(text)]  # the runs of the first seed lie in OUTPUTS itself
+    for folder in (*first, *(path.parent for path in sorted(outputs.glob(f"seed-*/*/{METRICS_FILE}")))):
+        check_publishable(folder)
     if target.is_file() and target.read_text(encoding="utf-8") == text:
         return False
     target.write_text(text, encoding="utf-8", newline="\n")

@@ -56,6 +56,10 @@ COLUMNS = (
 _BOX_TYPE = pa.struct([(name, pa.float64()) for name in ("x", "y", "w", "h")] + [("name", pa.string())])
 
 
+DAMAGED = (OSError, SyntaxError, ValueError)
+"""What Pillow raises for damaged pictures: a PNG with a broken part is a ``SyntaxError`` to it."""
+
+
 class DatasetError(ValueError):
     """A prepared dataset breaks the contract; the message is one line that names file, row and column."""
 

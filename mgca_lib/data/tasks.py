@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mgca_lib.data.studies import DatasetError, Studies
+from mgca_lib.data.studies import DAMAGED, DatasetError, Studies
 from mgca_lib.data.transforms import ImageTransform
 
 CHEXPERT_LABELS = (
@@ -133,6 +133,6 @@ def load_picture(studies: Studies, row: int) -> Image.Image:
         with Image.open(path) as picture:
             picture.load()
             return picture if picture.mode == "L" else picture.convert("L")
-    except OSError as error:
+    except DAMAGED as error:
         image_id = studies.table["image_id"].iat[row]
         raise DatasetError(f"{path}: image {image_id!r} (row {row}) cannot be read: {error}") from None

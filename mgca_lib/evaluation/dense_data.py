@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from mgca_lib.data.studies import DatasetError, Studies
+from mgca_lib.data.studies import DAMAGED, DatasetError, Studies
 from mgca_lib.data.tasks import Task, load_picture
 from mgca_lib.data.transforms import ImageTransform, mask_to_input
 from mgca_lib.encoders import ImageEncoder
@@ -522,7 +522,7 @@ def _file_mask(studies: Studies, row: int, transform: ImageTransform) -> np.ndar
     try:
         with Image.open(path) as picture:
             mask = np.asarray(picture.convert("L")) > 0
-    except OSError as error:
+    except DAMAGED as error:
         raise DatasetError(f"{path}: mask of image {image_id!r} (row {row}) cannot be read: {error}") from None
     expected = (int(studies.table["height"].iat[row]), int(studies.table["width"].iat[row]))
     if mask.shape != expected:

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from mgca_lib.alignment.token import attention_maps
 from mgca_lib.data.pairs import PairImages
 from mgca_lib.data.reports import ReportWord, report_words
-from mgca_lib.data.studies import DatasetError, Studies
+from mgca_lib.data.studies import DAMAGED, DatasetError, Studies
 from mgca_lib.data.transforms import ImageTransform, mask_to_input
 from mgca_lib.evaluation.dense_data import box_mask
 from mgca_lib.evaluation.features import encoder_device, frozen, pair_batches
@@ -729,7 +729,7 @@ def _read_mask(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("L")) >= 128
-    except OSError as error:
+    except DAMAGED as error:
         raise DatasetError(f"{path}: mask cannot be read: {error}") from None
 
 

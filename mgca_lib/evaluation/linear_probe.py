@@ -43,9 +43,9 @@ class ProbeResult:
         low: Lower end of the 95 % interval.
         high: Upper end.
         n: Number of units behind the interval.
-        spread: ``"seeds"``: t interval over seeds. ``"test cases"``: bootstrap over test images, where
-            there is only one seed, or all labels are used and the fast protocol therefore gives every seed
-            the same result.
+        spread: ``"seeds"``: t interval over seeds. ``"test cases"``: bootstrap over test images, or over patients
+            if they were named, where there is only one seed, or all labels are used and the fast protocol
+            therefore gives every seed the same result.
         values: The metric for each seed.
         per_class: For each class the mean over seeds of its AUROC, or of its share of images classified
             correctly (recall).
@@ -111,6 +111,7 @@ def linear_probe(
     protocol: Literal["fast", "upstream"] = "fast",
     encoder: nn.Module | None = None,
     recipe: UpstreamRecipe | None = None,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
     resamples: int = 1000,
 ) -> ProbeResult:
     """Probe a frozen encoder with a share of the training labels.
@@ -129,7 +130,9 @@ def linear_probe(
         protocol: ``"fast"`` or ``"upstream"``.
         encoder: Image encoder; the upstream protocol needs it.
         recipe: Settings of the upstream protocol.
-        resamples: Bootstrap resamples, where the interval is one over test images.
+        groups: Patient of each test image, where the interval is one over test cases: films of one patient are
+            not independent. Without it every image is drawn alone.
+        resamples: Bootstrap resamples, where the interval is one over test cases.
 
     Returns:
         Mean and 95 % interval, and what is behind them.
@@ -163,11 +166,18 @@ def linear_probe(
         ]
     else:
         raise ValueError(f"protocol must be 'fast' or 'upstream', found {protocol!r}")
-    return _summarise(runs, test.targets, task, same_result=protocol == "fast" and fraction == 1, resamples=resamples)
+    same_result = protocol == "fast" and fraction == 1
+    return _summarise(runs, test.targets, task, same_result=same_result, groups=groups, resamples=resamples)
 
 
 def probe_gain(
-    result: ProbeResult, baseline: ProbeResult, targets: np.ndarray, task: Task, *, resamples: int = 1000
+    result: ProbeResult,
+    baseline: ProbeResult,
+    targets: np.ndarray,
+    task: Task,
+    *,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    resamples: int = 1000,
 ) -> Interval:
     """Gain of one encoder over another, paired: same labelled images, same test images.
 
@@ -179,11 +189,12 @@ def probe_gain(
         baseline: Probes of the other encoder, with the same seeds, share of labels and protocol.
         targets: Targets of the test split, as in `Features`.
         task: Names kind and classes.
-        resamples: Bootstrap resamples, where the interval is one over test images.
+        groups: As in :func:`linear_probe`.
+        resamples: Bootstrap resamples, where the interval is one over test cases.
 
     Returns:
         Mean difference with a t interval over seeds; where both results say ``"test cases"``, a bootstrap
-        interval over test images instead.
+        interval over test images or patients instead.
 
     Raises:
         ValueError: the results are of different labelled images, of different spread, or of other test images.
@@ -198,6 +209,7 @@ def probe_gain(
     return bootstrap_interval(
         lambda rows: _resampled(ours[rows], targets[rows], task) - _resampled(theirs[rows], targets[rows], task),
         len(targets),
+        groups=groups,
         resamples=resamples,
     )
 
@@ -329,6 +341,8 @@ def _probe_features(
         _check_targets(part.targets, task, name)
     rows = draw_labels(train.targets, task, fraction=fraction, seed=seed)
     x, y = train.values[rows].astype(np.float64), train.targets[rows]
+    if task.kind == "multiclass" and len(np.unique(y)) < 2:
+        raise ValueError(f"{task.name}: all training images are of one class, so there is nothing to learn")
     centre, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale < 1e-8] = 1.0  # a constant feature carries nothing and must not become noise
     x = (x - centre) / scale
@@ -472,7 +486,13 @@ def _torch_loss(outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
 
 
 def _summarise(
-    runs: Sequence[_Run], targets: np.ndarray, task: Task, *, same_result: bool, resamples: int
+    runs: Sequence[_Run],
+    targets: np.ndarray,
+    task: Task,
+    *,
+    same_result: bool,
+    groups: Sequence[Hashable] | np.ndarray | None,
+    resamples: int,
 ) -> ProbeResult:
     scores = [score(run.outputs, targets, task) for run in runs]
     left_out = tuple(name for name in task.classes if any(name in missing for _, _, missing in scores))
@@ -494,7 +514,10 @@ def _summarise(
     else:
         outputs = runs[0].outputs
         interval = bootstrap_interval(
-            lambda cases: _resampled(outputs[cases], targets[cases], task), len(targets), resamples=resamples
+            lambda cases: _resampled(outputs[cases], targets[cases], task),
+            len(targets),
+            groups=groups,
+            resamples=resamples,
         )
         spread = "test cases"
     return ProbeResult(

@@ -249,6 +249,9 @@ def dice_interval(
     Raises:
         ValueError: no image counts.
     """
+    if rule == "positive":  # images that never count are no cases, and their patients are not behind the interval
+        scores, groups = scores[present], None if groups is None else np.asarray(groups)[present]
+        present = present[present]
     return bootstrap_interval(
         lambda rows: dice(scores[rows], present[rows], rule=rule),
         len(scores),

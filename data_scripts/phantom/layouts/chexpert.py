@@ -31,6 +31,7 @@ from data_scripts.phantom.layouts.common import (
 )
 from data_scripts.phantom.lexicon import CHEXPERT_CLASSES
 from data_scripts.phantom.reports import write_report
+from data_scripts.preparation import PHANTOM_FILE
 
 NAME = "chexpert"
 FORMAT = "CheXpert-v1.0"
@@ -67,6 +68,8 @@ def write(folder: Path, settings: Settings, *, develop: Map) -> None:
             for row in rows[split]
         ]
         write_csv(folder / ROOT / f"{split}.csv", COLUMNS, table)
+    # The mark must lie where the tables do: whoever puts the real release beside this folder must not inherit it.
+    (folder / ROOT / PHANTOM_FILE).write_text('{"source": "phantom"}\n', encoding="utf-8")
 
 
 def _plan(settings: Settings, split: str) -> list[_Row]:
