@@ -414,7 +414,7 @@ def test_only_the_first_layers_of_a_folder_are_used(tmp_path):
     """As upstream, which reads 6 of the 12 layers of Bio_ClinicalBERT."""
     whole = bert(layers=4)
     whole.save_pretrained(tmp_path)
-    config = load_profile("smoke", text_model=str(tmp_path), text_layers=2).model
+    config = load_profile("smoke", text_model=str(tmp_path), text_layers=2, max_pieces=20).model
     short = build_report_encoder(config, vocabulary=50, padding=0).eval()
     assert len(short.model.encoder.layer) == 2
     pieces, keep, words = report_batch()
@@ -431,7 +431,8 @@ def test_only_the_first_layers_of_a_folder_are_used(tmp_path):
 
 def test_text_models_that_cannot_be(tmp_path):
     def build(**settings):
-        return build_report_encoder(load_profile("smoke", **settings).model, vocabulary=50, padding=0)
+        config = load_profile("smoke", **{"max_pieces": 20} | settings).model
+        return build_report_encoder(config, vocabulary=50, padding=0)
 
     with pytest.raises(EncoderError) as caught:
         build(text_model="emilyalsentzer/Bio_ClinicalBERT")
@@ -443,8 +444,8 @@ def test_text_models_that_cannot_be(tmp_path):
     bert(layers=2).save_pretrained(tmp_path / "two")
     with pytest.raises(EncoderError, match=r"has 2 layers, text_layers = 3"):
         build(text_model=str(tmp_path / "two"), text_layers=3)
-    with pytest.raises(EncoderError, match=r"reads \d+ pieces, max_pieces = 5000"):
-        build(text_model=str(tmp_path / "two"), max_pieces=5000)
+    with pytest.raises(EncoderError, match=r"reads \d+ pieces, max_pieces = 21"):
+        build(text_model=str(tmp_path / "two"), max_pieces=21)
     bert(layers=2, vocabulary=49).save_pretrained(tmp_path / "few")
     with pytest.raises(EncoderError, match=r"knows 49 pieces, its tokenizer has 50"):
         build(text_model=str(tmp_path / "few"))

@@ -164,7 +164,7 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
         target = (rng.uniform(size=80) < 0.5).astype(np.float32)
         output = rng.normal(size=80) + target
         run = module._Run(output[:, None], np.arange(3), 1.0)
-        result = module._summarise([run], target[:, None], task, same_result=False, resamples=100)
+        result = module._summarise([run], target[:, None], task, same_result=False, groups=None, resamples=100)
         inside += result.low <= truth <= result.high
     assert inside / 80 == pytest.approx(0.95, abs=0.06)
 

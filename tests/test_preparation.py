@@ -24,7 +24,7 @@ def test_a_row_longer_than_the_header_is_refused(tmp_path, long):
     rows[long - 1] += ",0 20 20 40 40"
     path = tmp_path / "boxes.csv"
     path.write_text("\n".join(["image,annotation", *rows]), encoding="utf-8")
-    with pytest.raises(DatasetError, match=rf"boxes.csv: .*line {long + 1}\\b"):
+    with pytest.raises(DatasetError, match=rf"boxes.csv: .*line {long + 1}\b"):
         read_table(path, ("image", "annotation"))
 
 
