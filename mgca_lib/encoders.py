@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 from mgca_lib.batch_norm import MaskedBatchNorm
 from mgca_lib.config import ModelConfig
 from mgca_lib.data.tokenization import NO_WORD
+from mgca_lib.messages import first_line
 
 
 class EncoderError(ValueError):
@@ -436,7 +437,7 @@ def _build_trunk(
 
 
 def _not_here(setting: str, name: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     remedy = (
         f"set {setting} to a local folder, after `hf download {name} --local-dir FOLDER` on a computer with network"
         if setting == "text_model"

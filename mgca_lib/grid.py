@@ -15,11 +15,10 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mgca_lib.data.pairs import PairImages, report_texts
+from mgca_lib.data.pairs import report_texts
 from mgca_lib.data.studies import Studies
 from mgca_lib.data.tasks import TASKS, Task, TaskImages, load_picture
-from mgca_lib.data.transforms import ImageTransform
-from mgca_lib.evaluation.features import Features, embed_pairs, extract_features
+from mgca_lib.evaluation.features import Features, embed_pairs, extract_features, model_pairs, model_transform
 from mgca_lib.evaluation.grounding import (
     GroundingSummary,
     Phrases,
@@ -87,7 +86,7 @@ def measure_probe(
         ``probe/chexpert/auroc/1%`` and so on.
     """
     task = TASKS[dataset]
-    transform = _transform(model)
+    transform = model_transform(model)
     parts = [
         extract_features(model.image_encoder, TaskImages(studies.split(name), task, transform), num_workers=0)
         for name in ("train", "valid", "test")
@@ -106,7 +105,7 @@ def measure_retrieval(model: MGCA, tokenizer: PreTrainedTokenizerBase, test: Stu
     Returns:
         ``retrieval/t2i/r@5`` and ``retrieval/i2t/r@5`` with bootstrap intervals, and ``retrieval/r@5/chance``.
     """
-    pairs = _pairs(model, tokenizer, test)
+    pairs = model_pairs(model, tokenizer, test)
     texts = report_texts(test)
     result = retrieval_recall(*embed_pairs(model, pairs), texts=texts, groups=test.table["patient_id"].tolist())
     return {
@@ -141,7 +140,7 @@ def measure_reading(
         patients.
     """
     splits = [studies.split(name) for name in ("train", "valid", "test")]
-    vectors = [embed_pairs(model, _pairs(model, tokenizer, split)) for split in splits]
+    vectors = [embed_pairs(model, model_pairs(model, tokenizer, split)) for split in splits]
     names = [tuple(split.table["image_id"]) for split in splits]
     patients = splits[2].table["patient_id"].tolist()
     found = {}
@@ -182,7 +181,7 @@ def measure_grounding(
     """
     settings = model.config.model
     sizes = {"stored_size": settings.stored_size, "image_size": settings.image_size}
-    maps = word_maps(model, _pairs(model, tokenizer, test))
+    maps = word_maps(model, model_pairs(model, tokenizer, test))
     looks = patch_offset(model.image_encoder, first_films(model, test))
     found: dict[str, Interval | float] = dict(zip(("looks/rows", "looks/columns"), looks, strict=True))
     for prefix, offset in (("grounding", ON_TILES), ("grounding_looks", looks)):
@@ -224,7 +223,7 @@ def measure_prototypes(
         prototypes were trained; ``prototypes/kmeans_nmi`` and ``prototypes/kmeans_nmi_shuffled`` always.
     """
     test = test.select(~test.table["study_id"].duplicated().to_numpy())
-    image, _ = embed_pairs(model, _pairs(model, tokenizer, test))
+    image, _ = embed_pairs(model, model_pairs(model, tokenizer, test))
     labels = dominant_finding(test.labels(list(findings)), findings)
     groups = test.table["patient_id"].tolist()
     found: dict[str, Interval | float] = {}
@@ -254,7 +253,7 @@ def first_films(model: MGCA, studies: Studies) -> Tensor:
     Returns:
         ``(n, 1, S, S)`` float32, ``n`` at most 32.
     """
-    transform = _transform(model)
+    transform = model_transform(model)
     return torch.stack([transform(load_picture(studies, row)) for row in range(min(_FILMS, len(studies)))])
 
 
@@ -272,11 +271,3 @@ def _by_finding(prefix: str, summaries: dict[str, GroundingSummary]) -> dict[str
             found[f"{key}/control"] = summary.control
             found[f"{key}/near_control"] = summary.near_control
     return found
-
-
-def _transform(model: MGCA) -> ImageTransform:
-    return ImageTransform(model.config.model.stored_size, model.config.model.image_size)
-
-
-def _pairs(model: MGCA, tokenizer: PreTrainedTokenizerBase, test: Studies) -> PairImages:
-    return PairImages(test, tokenizer, _transform(model), max_pieces=model.config.model.max_pieces, seed=0)

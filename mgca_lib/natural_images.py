@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mgca_lib.checkpoint import CheckpointError, read_tensors
 from mgca_lib.encoders import ImageEncoder
+from mgca_lib.messages import first_line
 
 LITE0_FILE = "efficientnet-lite0*.pth"
 LITE0_BACKBONE = "tf_efficientnet_lite0"
@@ -145,16 +146,12 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         # The file is older than torch's zip archives; the weights-only reader knows the older form, too.
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{file}: not readable as weights ({_first_line(error)})") from None
+        raise CheckpointError(f"{file}: not readable as weights ({first_line(error)})") from None
     except (UnpicklingError, ValueError) as error:
-        raise CheckpointError(f"{file}: refused, it is not weights alone ({_first_line(error)})") from None
+        raise CheckpointError(f"{file}: refused, it is not weights alone ({first_line(error)})") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{file}: holds more than weights by name")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _load(encoder: ImageEncoder, state: Mapping[str, Tensor], *, source: Path) -> None:

@@ -11,7 +11,6 @@ shares; neither has a classifier. Report encoder, heads and prototypes, whose la
 and are counted in the result.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,9 @@ from torch import Tensor
 
 from mgca_lib.checkpoint import CheckpointError, load_weights
 from mgca_lib.config import ModelConfig
+from mgca_lib.data.studies import file_sha256
 from mgca_lib.encoders import ImageEncoder, build_image_encoder
+from mgca_lib.messages import first_line
 
 Architecture = Literal["vit", "resnet50"]
 
@@ -148,7 +149,7 @@ def convert_published(
     published = read_published(path)
     found = find_architecture(published.image, source=path, wanted=architecture)
     encoder = build_published(published.image, found, source=path)
-    provenance = {"file": path.name, "sha256": _sha256(path), "recorded": published.recorded}
+    provenance = {"file": path.name, "sha256": file_sha256(path), "recorded": published.recorded}
     content = {"model": asdict(ARCHITECTURES[found]), "provenance": provenance}
     part = out.with_name(out.name + ".part")
     try:
@@ -263,7 +264,7 @@ def _read_weights_only(path: Path) -> Any:
                 # Mapped into memory: the optimiser's state, two thirds of the file, is never read.
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _UNREADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(f"{path}: not a checkpoint of tensors and plain values ({reason})") from None
     if damaged is not None:
         raise CheckpointError(f"{path}: is damaged at {damaged!r}; download it again")
@@ -284,11 +285,6 @@ def _recorded(content: Mapping[str, Any]) -> dict[str, Any]:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

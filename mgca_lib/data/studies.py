@@ -219,7 +219,7 @@ def write_studies(
         restricted=restricted,
         counts={split: int((table["split"] == split).sum()) for split in SPLITS},
         options=dict(options),
-        table_sha256=_sha256(temporary),
+        table_sha256=file_sha256(temporary),
     )
     card_part = (root / CARD_FILE).with_suffix(".part")
     card_part.write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -240,7 +240,7 @@ def load_studies(root: str | Path) -> Studies:
     where = root / TABLE_FILE
     if not where.is_file():
         raise DatasetError(f"{where}: missing; run the prepare script of {card.name} again")
-    if _sha256(where) != card.table_sha256:
+    if file_sha256(where) != card.table_sha256:
         raise DatasetError(f"{where}: does not match the checksum in {CARD_FILE}; run the prepare script again")
     try:
         table = pq.read_table(where).to_pandas(maps_as_pydicts=None)
@@ -278,6 +278,12 @@ def load_card(root: str | Path) -> Card:
         if not isinstance(content[item.name], kind):
             raise DatasetError(f"{path}: {item.name!r} is {content[item.name]!r}, expected {kind.__name__}")
     return Card(**content)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_columns(table: pd.DataFrame, where: Path) -> None:
@@ -371,8 +377,3 @@ def _is_number(value: Any) -> bool:
 def _known(value: Any) -> float | None:
     """Return a label as a float, or ``None`` where it is unknown (null or NaN)."""
     return None if value is None or value != value else float(value)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -16,6 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mgca_lib.messages import first_line
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NO_WORD = -1
 
@@ -102,7 +104,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise TokenizerError(
             f"tokenizer {str(source)!r}: not a folder with a tokenizer, and the hub did not give it "
-            f"({_first_line(error)}). Download it on a computer with network "
+            f"({first_line(error)}). Download it on a computer with network "
             f"(hf download {source} --local-dir models/text) and set text_model to that folder"
         ) from None
     if not tokenizer.is_fast:
@@ -153,8 +155,3 @@ def tokenize_reports(
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         truncated=np.array(truncated),
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

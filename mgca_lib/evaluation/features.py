@@ -23,9 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
 
 from mgca_lib.data.pairs import PairBatch, PairImages
 from mgca_lib.data.studies import DatasetError, Studies
+from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.model import MGCA
 
 FEATURES_VERSION = 1  # raised whenever this module computes different features from the same input
@@ -132,6 +134,17 @@ def extract_features(
     if path is not None:
         _write(path, features)
     return features
+
+
+def model_transform(model: MGCA) -> ImageTransform:
+    """Return what a model's films go through in evaluation: the centre crop at its own sizes."""
+    return ImageTransform(model.config.model.stored_size, model.config.model.image_size)
+
+
+def model_pairs(model: MGCA, tokenizer: PreTrainedTokenizerBase, studies: Studies) -> PairImages:
+    """Return image-report pairs as a model reads them in evaluation."""
+    transform = model_transform(model)
+    return PairImages(studies, tokenizer, transform, max_pieces=model.config.model.max_pieces, seed=0)
 
 
 @torch.inference_mode()

@@ -26,9 +26,9 @@ from mgca_lib.alignment.token import attention_maps
 from mgca_lib.data.pairs import PairImages
 from mgca_lib.data.reports import ReportWord, report_words
 from mgca_lib.data.studies import DAMAGED, DatasetError, Studies
-from mgca_lib.data.transforms import ImageTransform, mask_to_input
+from mgca_lib.data.transforms import mask_to_input
 from mgca_lib.evaluation.dense_data import box_mask
-from mgca_lib.evaluation.features import encoder_device, frozen, pair_batches
+from mgca_lib.evaluation.features import encoder_device, frozen, model_pairs, model_transform, pair_batches
 from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
 from mgca_lib.evaluation.receptive_field import ON_TILES
 from mgca_lib.model import MGCA
@@ -552,8 +552,7 @@ def ground_boxes(
     Raises:
         ValueError: no box can be scored.
     """
-    settings = model.config.model
-    transform = ImageTransform(settings.stored_size, settings.image_size)
+    transform = model_transform(model)
     names = [sorted({box["name"] for box in boxes}) for boxes in studies.table["boxes"]]
     rows = [row for row, own in enumerate(names) for _ in own]
     labels = [name for own in names for name in own]
@@ -563,7 +562,7 @@ def ground_boxes(
     read = [(texts or {}).get(label, label.lower()) for label in labels]
     boxed = studies.select(rows)
     boxed = replace(boxed, table=boxed.table.assign(sentences=[[text] for text in read]))
-    maps = word_maps(model, PairImages(boxed, tokenizer, transform, max_pieces=settings.max_pieces, seed=0))
+    maps = word_maps(model, model_pairs(model, tokenizer, boxed))
     found, heats, masks = [], [], []
     for number, (label, text) in enumerate(zip(labels, read, strict=True)):
         mask = box_mask(boxed, number, transform, name=label)

@@ -327,6 +327,25 @@ def score(outputs: np.ndarray, targets: np.ndarray, task: Task) -> tuple[float, 
     return value, per_class, tuple(name for name in task.classes if name not in per_class)
 
 
+def rank_auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Return the AUROC by rank sums, equal scores counting half; NaN without both kinds.
+
+    scikit-learn's takes ten times as long, and the bootstrap asks for thousands.
+
+    Args:
+        scores: ``(N,)`` finite numbers.
+        positive: ``(N,)`` bool.
+
+    >>> rank_auroc(np.array([0.9, 0.4, 0.6, 0.1]), np.array([True, True, False, False]))
+    0.75
+    """
+    pairs = positive.sum() * (~positive).sum()
+    if not pairs:
+        return math.nan
+    wins = rankdata(scores)[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
+    return float(wins / pairs)
+
+
 @dataclass(frozen=True)
 class _Run:
     outputs: np.ndarray
@@ -536,17 +555,15 @@ def _summarise(
 
 
 def _resampled(outputs: np.ndarray, targets: np.ndarray, task: Task) -> float:
-    """The metric of `score`, with the AUROC from rank sums: the bootstrap asks for thousands."""
+    """The metric of `score`, for the bootstrap."""
     if task.kind == "multiclass":
         return float((outputs.argmax(axis=1) == targets).mean())
     aurocs = []
     for output, target in zip(outputs.T, targets.T, strict=True):
-        known = ~np.isnan(target)
-        positive = target[known] == 1
-        pairs = positive.sum() * (~positive).sum()
-        if pairs and np.isfinite(output).all():
-            wins = rankdata(output[known])[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-            aurocs.append(wins / pairs)
+        if np.isfinite(output).all():
+            known = ~np.isnan(target)
+            aurocs.append(rank_auroc(output[known], target[known] == 1))
+    aurocs = [auroc for auroc in aurocs if not math.isnan(auroc)]
     return float(np.mean(aurocs)) if aurocs else math.nan
 
 

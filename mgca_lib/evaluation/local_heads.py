@@ -16,11 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mgca_lib.alignment.pairwise import PairwiseAlignment
 from mgca_lib.alignment.token import TokenAlignment
-from mgca_lib.data.pairs import PairImages
 from mgca_lib.data.studies import Studies
-from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import LocalProjection
-from mgca_lib.evaluation.features import encoder_device, frozen, pair_batches
+from mgca_lib.evaluation.features import encoder_device, frozen, model_pairs, pair_batches
 from mgca_lib.model import MGCA
 
 
@@ -71,9 +69,7 @@ def local_features(
         studies: Pairs; about 45 kB of memory each at ``demo``.
         batch_size: Pairs at a time.
     """
-    settings = model.config.model
-    transform = ImageTransform(settings.stored_size, settings.image_size)
-    pairs = PairImages(studies, tokenizer, transform, max_pieces=settings.max_pieces, seed=0)
+    pairs = model_pairs(model, tokenizer, studies)
     patches, words = [], []
     with frozen(model), torch.inference_mode(), torch.autocast(encoder_device(model).type, enabled=False):
         for batch in pair_batches(model, pairs, batch_size):

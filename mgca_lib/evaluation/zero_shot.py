@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -31,7 +30,7 @@ from mgca_lib.data.tasks import DISEASES, TASKS, Task
 from mgca_lib.data.tokenization import NO_WORD, tokenize_reports
 from mgca_lib.evaluation.features import Features, encoder_device, frozen
 from mgca_lib.evaluation.intervals import Interval, bootstrap_interval
-from mgca_lib.evaluation.linear_probe import score
+from mgca_lib.evaluation.linear_probe import rank_auroc, score
 from mgca_lib.model import MGCA
 
 FIVE_CLASSES = TASKS["chexpert"].classes
@@ -586,13 +585,10 @@ def _one_column_a_class(targets: np.ndarray, task: Task, n: int) -> np.ndarray:
 
 
 def _macro_auroc(scores: np.ndarray, truth: np.ndarray, columns: Sequence[int]) -> float:
-    """Mean AUROC of some columns from rank sums: scikit-learn's takes ten times as long, and this runs thousands."""
+    """Mean AUROC of some columns, of those that have both kinds."""
     values = []
     for column in columns:
         known = ~np.isnan(truth[:, column])
-        positive = truth[known, column] == 1
-        pairs = positive.sum() * (~positive).sum()
-        if pairs:
-            wins = rankdata(scores[known, column])[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-            values.append(wins / pairs)
+        values.append(rank_auroc(scores[known, column], truth[known, column] == 1))
+    values = [value for value in values if not math.isnan(value)]
     return float(np.mean(values)) if values else math.nan
