@@ -234,7 +234,8 @@ def _stored_values(dataset: pydicom.Dataset) -> np.ndarray:
     failure: Exception | None = None
     for plugin in _PLUGINS.get(syntax, ("",)):
         try:
-            values = pixel_array(dataset, decoding_plugin=plugin)
+            # Unused bits are cleared below: pydicom takes the lowest bits, wherever HighBit says that the values lie.
+            values = pixel_array(dataset, decoding_plugin=plugin, correct_unused_bits=False)
             break
         except Exception as error:  # the next plugin may be installed or may do better
             failure = failure or error

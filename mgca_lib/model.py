@@ -125,7 +125,11 @@ class MGCA(nn.Module):
         return self._project(tokens, self.report_global, self.report_local)
 
     def forward(self, batch: PairBatch) -> tuple[Losses, Tokens, Tokens]:
-        """Return the losses of a batch, and its image and report tokens."""
+        """Return the losses of a batch, and its image and report tokens without their gradient.
+
+        Gradients go through the losses alone: where a term is left out, several processes could not tell otherwise
+        that its heads are idle (DistributedDataParallel looks at what a forward pass returns).
+        """
         image, report = self.encode_image(batch.images), self.encode_report(batch)
         weights = self.config.alignment
         zero = image.pooled.new_zeros(())
@@ -144,7 +148,8 @@ class MGCA(nn.Module):
         if weights.prototype_weight:
             prototype = self.prototype_alignment(image.pooled, report.pooled)
         total = weights.instance_weight * instance + weights.token_weight * token + weights.prototype_weight * prototype
-        return Losses(instance=instance, token=token, prototype=prototype, total=total), image, report
+        losses = Losses(instance=instance, token=token, prototype=prototype, total=total)
+        return losses, _detached(image), _detached(report)
 
     def _encode(self, encoder: nn.Module, *inputs: Tensor, **settings: int) -> Tokens:
         if 0 < self.chunk_size < len(inputs[0]):
@@ -157,6 +162,10 @@ class MGCA(nn.Module):
         else:
             projected = local(tokens.local, tokens.keep)
         return replace(tokens, pooled=pooled(tokens.pooled), local=projected)
+
+
+def _detached(tokens: Tokens) -> Tokens:
+    return replace(tokens, **{name: value.detach() for name, value in vars(tokens).items()})
 
 
 def build_model(

@@ -236,3 +236,12 @@ def test_the_baseline_computes_the_published_losses():
         )
     )
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_ratio_says_how_many_times_faster_ours_is(tmp_path, monkeypatch):
+    def twice(sides, *_, **__):
+        return {name: harness.Seconds(2.0 if name == "baseline" else 1.0, 1.0) for name in sides}
+
+    monkeypatch.setattr(losses, "time_in_turn", twice)
+    losses.main(["--quick", "--out", str(tmp_path), "--threads", "1"])
+    assert json.loads((tmp_path / "losses.json").read_text())["ratio"] == 2.0

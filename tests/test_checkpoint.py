@@ -328,7 +328,7 @@ def test_loading_needs_neither_the_network_nor_the_original_text_model(tmp_path,
         num_hidden_layers=3,
         num_attention_heads=2,
         intermediate_size=20,
-        max_position_embeddings=40,
+        max_position_embeddings=112,
     )
     BertModel(sizes, add_pooling_layer=False).save_pretrained(text)
     tokenizer.save_pretrained(text)

@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import pytest
 
-from mgca_lib.course.execute import ExecutionError, execute, parse_value
+from mgca_lib.course.execute import ExecutionError, execute, parse_value, remove_results
 from mgca_lib.course.pairing import PairError, check_pair, check_record, clean_outputs, pair, publish, read_source
 from mgca_lib.course.parameters import (
     ParameterError,
@@ -435,6 +435,15 @@ class TestSummary:
             paths.append(tmp_path / f"{name}.ipynb")
             paths[-1].write_text(json.dumps({"metadata": {"papermill": times}}))
         assert busy_seconds(paths) == 16
+
+
+def test_cleaning_spares_what_took_long(tmp_path: Path) -> None:
+    for top in ("data", "outputs"):
+        for profile in ("smoke", "demo", "full_width", "paper"):
+            (tmp_path / top / profile).mkdir(parents=True)
+    remove_results(tmp_path)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*"))
+    assert left == [f"{top}/{profile}" for top in ("data", "outputs") for profile in ("full_width", "paper")]
 
 
 class TestCommands:

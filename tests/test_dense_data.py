@@ -317,3 +317,24 @@ def test_seeding_leaves_no_trace():
     with seeded(3, torch.device("cpu")):
         assert torch.equal(first, torch.rand(2))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_head_trains_with_its_recipe(maps, monkeypatch):
+    rates, clips = [], []
+    step, clip = torch.optim.AdamW.step, nn.utils.clip_grad_norm_
+
+    def noting(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        assert self.param_groups[0]["weight_decay"] == 0.02
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noting)
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda values, norm: clips.append(norm) or clip(values, norm))
+    head = OneWeight()
+    recipe = HeadRecipe(
+        epochs=1, min_steps=10, checks=1, learning_rate=1.0, clip_norm=0.3, warmup_fraction=0.4, weight_decay=0.02
+    )
+    settings = {"loss": lambda *_: (head.weight - 5) ** 2, "score": lambda: 0.0, "recipe": recipe, "seed": 0}
+    train_head(head, maps, np.arange(4), **settings)
+    assert clips == [0.3] * 10
+    assert rates == pytest.approx([min((n + 1) / 4, 0.5 + 0.5 * math.cos(math.pi * n / 10)) for n in range(10)])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from dense_helpers import square_studies
 
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import ImageEncoder
+from mgca_lib.evaluation import detection as module
 from mgca_lib.evaluation.dense_data import BoxImages, FeatureMaps, HeadRecipe, draw_images
 from mgca_lib.evaluation.detection import (
     DETECTION_STRIDES,
@@ -287,6 +289,19 @@ def test_probes_repeat_nest_and_know_their_spread(tmp_path):
     assert (nothing.mean, nothing.low, nothing.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="same seeds"):
         detection_gain(one, several)
+
+
+def test_probes_validate_on_their_validation_split_and_draw_patients(tmp_path, monkeypatch):
+    _, maps = make_maps(tmp_path, "test_resnet", train=20, valid=4, test=8)
+    twos = [f"p{row // 2}" for row in range(8)]  # two films of each patient
+    table = maps["test"].dataset.studies.table.assign(patient_id=twos)
+    maps["test"].dataset.studies = replace(maps["test"].dataset.studies, table=table)
+    parts, seen, original = [maps[split] for split in ("train", "valid", "test")], [], module.train_detector
+    monkeypatch.setattr(module, "train_detector", lambda t, v, **s: seen.append(v) or original(t, v, **s))
+    recipe = HeadRecipe(epochs=1, min_steps=2, batch_size=4, checks=1)
+    one = detection_probe(*parts, fraction=0.2, seeds=[3], recipe=recipe, channels=8, resamples=40)
+    assert seen == [parts[1]]
+    assert (one.n, one.spread) == (4, "patients")
 
 
 def test_gains_are_paired():

@@ -609,3 +609,11 @@ def test_the_window_is_the_same_for_every_way_to_compute_attention_and_ignores_p
         for name in ("pooled", "local", "weight"):
             torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-4, atol=1e-5)
     assert (one.local - whole.local)[0].abs().max() > 1e-3
+
+
+def test_the_pooled_head_computes_in_single_precision():
+    torch.manual_seed(0)
+    head, values = GlobalProjection(6, hidden=7, joint=4), torch.randn(32, 6)
+    expected = head(values)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(values), expected)

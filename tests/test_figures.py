@@ -167,7 +167,7 @@ def test_a_figure_is_drawn_inside_its_frame_and_nothing_global_is_left(name, dra
         ("word_panel", ["film alone", "“effusion”", "its report", "seen", "times its mean"]),
         ("report_with_spans", ["Findings", "struck through: denied", "dotted: uncertain", "seen."]),
         ("label_counts", ["images", "train", "test", "9"]),
-        ("word_weights", ["equal share", "w29", "weight"]),
+        ("word_weights", ["equal\nshare", "w29", "weight"]),
         ("similarity_matrix", ["image", "report", "cosine similarity", "1.00"]),
         ("loss_curves", ["instance (ITA)", "loss (nats)", "validation", "learning rate", "knows nothing"]),
         ("probe_bars", ["macro AUROC", "share of training labels", "published", "foot of the bars: chance"]),
@@ -457,3 +457,30 @@ def test_foot_of_the_bars_can_be_named():
     assert "foot of the bars: an empty mask" in texts(
         figures.probe_bars(cells, chance={"SIIM": 0.7}, foot="an empty mask")
     )
+
+
+def test_a_matrix_is_drawn_as_it_lies():
+    axis = figures.similarity_matrix(np.array([[0.1, 0.9, 0.3]]), row_label="image", column_label="report").axes[0]
+    np.testing.assert_allclose(axis.get_images()[0].get_array(), [[0.1, 0.9, 0.3]])
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("report", "image")
+
+
+def test_weights_of_patches_lie_in_rows():
+    weights = np.arange(12) / 66
+    drawn = figures.patch_grid(FILM, (4, 3), weights=weights).axes[2].get_images()[1].get_array()
+    np.testing.assert_allclose(drawn, weights.reshape(4, 3) * 12)
+
+
+def test_values_are_drawn_where_they_belong():
+    bars = figures.label_counts({"train": {"a": 3, "b": 9}}).axes[0].patches
+    assert [bar.get_width() for bar in bars] == [3, 9]
+    line = figures.retrieval_curve({"image to report": {1: CELL, 5: CELL}}).axes[0].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), [80, 80])
+    (axis,) = figures.grounding_bars({"edema": CELL | {"chance": 0.1, "control": 0.3}}).axes
+    single = {line.get_marker(): line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1}
+    assert single == {"o": 0.8, "|": 0.1, "x": 0.3}
+    history = [row | {"train/instance": 9.0} for row in HISTORY]
+    assert list(figures.loss_curves(history).axes[0].lines[0].get_ydata()) == [9.0] * 4
+    weights = [0.1, 0.2, 0.7]
+    bars = figures.word_weights(["a", "b", "c"], weights).axes[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx(weights)

@@ -11,8 +11,10 @@ from mgca_lib import grid
 from mgca_lib.data.pairs import PairImages, report_texts
 from mgca_lib.data.tasks import load_picture
 from mgca_lib.data.transforms import ImageTransform
-from mgca_lib.evaluation.features import embed_pairs
+from mgca_lib.evaluation.features import embed_pairs, model_pairs
 from mgca_lib.evaluation.grounding import ground_boxes, summarise_grounding
+from mgca_lib.evaluation.linear_probe import linear_probe
+from mgca_lib.evaluation.prototypes import assign_prototypes, cluster_agreement, dominant_finding
 from mgca_lib.evaluation.receptive_field import ON_TILES, patch_offset
 from mgca_lib.model import build_model
 
@@ -113,3 +115,66 @@ def test_maps_are_scored_on_tiles_and_where_patches_look(setting):
         assert found[f"{prefix}/all/pointing"] == by_hand.pointing
     assert found["boxes_looks/all/contrast"] != found["boxes/all/contrast"]
     assert found["boxes_looks/all/chance"] == found["boxes/all/chance"]
+
+
+@pytest.fixture(scope="module")
+def twos(setting):
+    """The same studies, with two films of each study and four of each patient."""
+    studies = setting[2]
+    names = {
+        f"{kind}_id": [f"{kind}-{row // each}" for row in range(len(studies))]
+        for kind, each in (("study", 2), ("patient", 4))
+    }
+    return replace(studies, table=studies.table.assign(**names))
+
+
+def test_intervals_draw_whole_patients(setting, twos):
+    model, tokenizer, _ = setting
+    found = grid.measure_retrieval(model, tokenizer, twos.split("test"))
+    assert {found[f"retrieval/{way}/r@5"].n for way in ("t2i", "i2t")} == {12}
+    assert grid.measure_probe(model, twos, seeds=[1])["probe/chexpert/auroc/100%"].n == 12
+    assert (
+        grid.measure_prototypes(model, tokenizer, twos.split("test"), findings=["Edema"], seed=0)["prototypes/nmi"].n
+        == 12
+    )
+
+
+def test_retrieval_from_films_by_a_slow_count(setting):
+    model, tokenizer, studies = setting
+    test = studies.split("test")
+    image, report = (part.numpy() for part in embed_pairs(model, model_pairs(model, tokenizer, test)))
+    texts, cosine = report_texts(test), image @ report.T
+    hits = [any(texts[j] == texts[i] for j in np.argsort(-cosine[i])[:5]) for i in range(len(test))]
+    assert grid.measure_retrieval(model, tokenizer, test)["retrieval/i2t/r@5"].mean == pytest.approx(np.mean(hits))
+
+
+def test_shares_of_labels_are_what_they_are_called(setting, monkeypatch):
+    model, _, studies = setting
+    asked = []
+
+    def noting(*parts, fraction, **settings):
+        asked.append(fraction)
+        return linear_probe(*parts, fraction=fraction, **settings)
+
+    monkeypatch.setattr(grid, "linear_probe", noting)
+    grid.measure_probe(model, studies, seeds=[1, 2])
+    assert asked == [0.01, 0.1, 1.0]
+
+
+FEW = ["Edema", "Consolidation", "Cardiomegaly", "Pleural Effusion"]
+
+
+def test_prototypes_are_judged_by_one_film_of_each_study(setting, twos):
+    model, tokenizer, _ = setting
+    test = twos.split("test")
+    first = test.select(range(0, 48, 2))
+    image, _ = embed_pairs(model, model_pairs(model, tokenizer, first))
+    temperature = model.config.alignment.prototype_temperature
+    clusters = assign_prototypes(image, model.prototypes, temperature=temperature).cluster
+    labels = dominant_finding(first.labels(FEW), FEW)
+    own = cluster_agreement(clusters, labels, groups=first.table["patient_id"].tolist(), seed=0)
+    found = grid.measure_prototypes(model, tokenizer, test, findings=FEW, seed=0)
+    assert found["prototypes/nmi"] == own.measures["nmi"]
+    assert found["prototypes/purity"] == own.measures["purity"]
+    assert found["prototypes/nmi_shuffled"] == own.chance["nmi"]
+    assert found["prototypes/nmi"] != found["prototypes/purity"]

@@ -433,7 +433,7 @@ def test_bad_maps_are_refused(heat, mask, message):
 
 def test_word_maps_are_the_softmax_over_patches_of_each_report_alone(tmp_path):
     studies = tiny_studies(tmp_path / "tiny", train=6, valid=1, test=1).split("train")
-    config, tokenizer = tiny_config(), tiny_tokenizer(studies)
+    config, tokenizer = tiny_config(token_temperature=0.3), tiny_tokenizer(studies)
     model = build_model(config, tokenizer, seed=0)
     transform = ImageTransform(config.model.stored_size, config.model.image_size)
     pairs = PairImages(studies, tokenizer, transform, max_pieces=40, seed=0)
@@ -445,7 +445,7 @@ def test_word_maps_are_the_softmax_over_patches_of_each_report_alone(tmp_path):
         batch = pairs.collate([pairs[row]])
         with torch.no_grad():
             words, patches = model.encode_report(batch).local[0], model.encode_image(batch.images).local[0]
-        expected = torch.stack([torch.softmax(patches @ word / 0.1, dim=0) for word in words])
+        expected = torch.stack([torch.softmax(patches @ word / 0.3, dim=0) for word in words])
         torch.testing.assert_close(maps[row], expected, rtol=1e-3, atol=1e-6)
 
 
@@ -552,3 +552,15 @@ def test_two_labels_of_one_film_are_two_rows(boxed):
     assert both == pytest.approx(200 / 16 * small, rel=0.35)  # whole pixels of small boxes
     with pytest.raises(ValueError, match="no image has boxes"):
         ground_boxes(model, tokenizer, films.select([0]))
+
+
+def test_a_patient_counts_once_however_many_phrases_point(tmp_path):
+    """By hand: one patient with two phrases that hit, three with one that misses: a quarter, not two fifths."""
+    full = many(4, know=True, tmp_path=tmp_path)
+    keep = [0, 1, 2, 4, 6]
+    part = replace(full, table=full.table.iloc[keep].reset_index(drop=True), iou=full.iou[keep])
+    for name in ("hit", "chance", "control", "near", "near_chance", "near_control"):
+        part.table[name] = [1.0, 1.0, 0.0, 0.0, 0.0]
+    found = summarise_grounding(part, resamples=10)["all"]
+    values = (found.pointing.mean, found.chance, found.control, found.near.mean, found.near_chance, found.near_control)
+    assert values == (0.25,) * 6

@@ -389,3 +389,20 @@ def test_writing(tmp_path):
     for path, image in (("a.gif", SMOOTH), ("a.jpg", SMOOTH.astype(float)), ("a.jpg", SMOOTH[None])):
         with pytest.raises(ValueError, match=r"expected uint8|\.jpg or"):
             write_image(tmp_path / path, image)
+
+
+def test_values_in_the_high_bits(tmp_path):
+    values = np.array([[0, 300, 4095]])
+    pixels = (values << 4 | 7).astype(np.uint16)  # what lies below does not count
+    write_dicom(tmp_path / "a.dcm", pixels, BitsStored=12, HighBit=15)
+    np.testing.assert_allclose(read_image(tmp_path / "a.dcm"), values * 255 / 4095, atol=1e-3)
+
+
+def test_a_palette_becomes_grey(tmp_path):
+    """Four entries of 8 bits: black, pure green, white, pure red."""
+    tables = {"Red": (0, 0, 255, 255), "Green": (0, 255, 255, 0), "Blue": (0, 0, 255, 0)}
+    tags = {f"{name}PaletteColorLookupTableDescriptor": [4, 0, 8] for name in tables}
+    tags |= {f"{name}PaletteColorLookupTableData": bytes(values) for name, values in tables.items()}
+    pixels = np.array([[0, 1, 2, 3]], np.uint8)
+    write_dicom(tmp_path / "a.dcm", pixels, PhotometricInterpretation="PALETTE COLOR", **tags)
+    np.testing.assert_allclose(read_image(tmp_path / "a.dcm"), [[0, 0.587 * 255, 255, 0.299 * 255]], atol=0.6)

@@ -96,3 +96,16 @@ def test_undefined_resamples_are_left_out_and_seeds_repeat():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_levels_and_the_normal_bootstrap_are_exact():
+    values, rng = np.random.default_rng(1).normal(size=80), np.random.default_rng(0)
+    drawn = np.array([values[rng.integers(80, size=80)].mean() for _ in range(500)])
+    found = bootstrap_interval(lambda rows: values[rows].mean(), 80, method="normal", resamples=500, level=0.8)
+    half = stats.norm.ppf(0.9) * drawn.std(ddof=1)
+    assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=1e-9)
+    found = bootstrap_interval(lambda rows: values[rows].mean(), 80, resamples=500, level=0.8)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.1, 0.9])), rel=1e-9)
+    expected = stats.binomtest(3, 10).proportion_ci(0.8, "wilson")
+    found = wilson_interval(3, 10, level=0.8)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))

@@ -453,3 +453,15 @@ def test_interval_of_a_gain_is_paired():
         probe_interval(probes, test.targets, TWO, baseline=other)
     with pytest.raises(ValueError, match="300 test outputs for 299 targets"):
         probe_interval(probes, test.targets[:-1], TWO)
+
+
+def test_the_test_split_has_no_say_in_the_strength():
+    train, valid, test = splits(width=30, signal=0.4)
+
+    def flipped(part):
+        return Features(part.values, 1 - part.targets, part.image_ids)
+
+    def strengths(held_out, tested):
+        return linear_probe(train, held_out, tested, task=TWO, fraction=0.5, seeds=[0, 1], resamples=10).strengths
+
+    assert strengths(valid, test) == strengths(valid, flipped(test)) != strengths(flipped(valid), test)

@@ -1,5 +1,7 @@
 """New heads on frozen encoders: only they move, they repeat themselves, and they learn what their loss asks."""
 
+import copy
+
 import pytest
 import torch
 from helpers import tiny_batch, tiny_config, tiny_studies, tiny_tokenizer
@@ -105,3 +107,12 @@ def test_what_cannot_be_trained(setting):
         train_local_heads(model, features, token_form="cta", batch_size=25)
     with pytest.raises(ValueError, match="form must be"):
         train_local_heads(model, features, token_form="ita", batch_size=8)
+
+
+def test_the_temperature_of_the_configuration_is_used(setting):
+    model, _, features = setting
+    cooler = copy.deepcopy(model)
+    cooler.config = model.config.override(token_temperature=0.5)
+    settings = {"token_form": "cta", "epochs": 1, "batch_size": 8}
+    first, second = (train_local_heads(one, features, **settings).history for one in (model, cooler))
+    assert first != second

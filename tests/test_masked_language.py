@@ -96,3 +96,10 @@ def test_a_model_of_another_class_is_refused():
     roberta = RobertaModel(RobertaConfig(vocab_size=len(TOKENIZER), **sizes), add_pooling_layer=False)
     with pytest.raises(EncoderError, match="mlm_epochs: needs a BertModel, and text_model is a RobertaModel"):
         learn(ReportEncoder(roberta), epochs=1)
+
+
+def test_validation_has_no_dropout():
+    """A model that does not move, with dropout: every validation finds the same loss."""
+    history = learn(encoder(text_dropout=0.5), epochs=3, learning_rate=1e-30)
+    assert len({row["valid"] for row in history}) == 1
+    assert len({row["train"] for row in history}) == 3

@@ -655,3 +655,36 @@ def test_an_unreadable_image_is_one_line_with_its_row(tmp_path, capsys, workers)
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert "train005.png: image 'train005' (row 5) cannot be read" in shown
+
+
+def test_validation_is_the_mean_over_batches(tmp_path):
+    studies = tiny_studies(tmp_path / "data", train=8, valid=16, test=2)
+    run = pretrain(tiny_config(epochs=1), studies, tmp_path / "run", seed=3)
+    model, tokenizer, _ = load_checkpoint(run.last)
+    pairs = PairImages(studies.split("valid"), tokenizer, ImageTransform(36, 32), max_pieces=112, seed=0)
+    batches = EpochBatches(size=16, batch_size=8, seed=3, shuffle=False)
+    with torch.no_grad():
+        totals = [model.eval()(pairs.collate([pairs[key] for key in keys]))[0].total.item() for keys in batches]
+    assert len(totals) == 2
+    assert totals[0] != pytest.approx(totals[1], rel=1e-3)
+    assert run.history[0]["valid/total"] == pytest.approx(np.mean(totals), rel=1e-5)
+
+
+def test_a_resumed_run_knows_how_long_it_went_without_gain(small, tmp_path, monkeypatch):
+    """Best after two epochs, patience two: the run ends after four, wherever it was interrupted."""
+    totals = iter([3.0, 2.0, 2.5, 2.6, 1.0])
+    parts = dict.fromkeys(("instance", "token", "prototype"), 1.0)
+    monkeypatch.setattr(module, "evaluate", lambda *_: parts | {"total": next(totals)})
+    step, calls = module._optimiser_step, []
+
+    def stopping(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 7:  # the first step of epoch four
+            raise KeyboardInterrupt
+        return step(*arguments, **settings)
+
+    monkeypatch.setattr(module, "_optimiser_step", stopping)
+    config = tiny_config(epochs=5, patience=2)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, small, tmp_path / "run", seed=1)
+    assert len(pretrain(config, small, tmp_path / "run", seed=1, resume=True).history) == 4

@@ -265,3 +265,28 @@ def test_launchers(studies, tmp_path, launcher):
     provenance = json.loads((tmp_path / "run/finished.json").read_text())["identity"]
     assert provenance["processes"] == 2
     assert "already trained 1 epochs" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("left", ["instance", "instance and token"])
+def test_a_term_may_be_missing_on_several_processes(studies, tmp_path, left):
+    weights = {"prototype_weight": 0.0} | ({"token_weight": 0.0} if left == "instance" else {})
+    assert in_processes(2, run, config_of("ViT", 2, **weights), studies, tmp_path) == [0, 0]
+
+
+def note_seeds(rank, config, studies, out):
+    step, seeds = module._optimiser_step, []
+
+    def noting(*arguments, **settings):
+        seeds.append(torch.initial_seed())
+        return step(*arguments, **settings)
+
+    module._optimiser_step = noting
+    pretrain(config, studies, out / "run", seed=1)
+    (out / f"seeds{rank}.json").write_text(json.dumps(seeds))
+
+
+def test_each_process_draws_its_own_dropout(studies, tmp_path):
+    assert in_processes(2, note_seeds, config_of("ViT", 2, epochs=1), studies, tmp_path) == [0, 0]
+    first, second = (json.loads((tmp_path / f"seeds{rank}.json").read_text()) for rank in range(2))
+    assert len(set(first)) == len(first) > 1
+    assert not set(first) & set(second)

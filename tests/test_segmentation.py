@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from dense_helpers import square_studies
 
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import ImageEncoder
+from mgca_lib.evaluation import segmentation as module
 from mgca_lib.evaluation.dense_data import FeatureMaps, HeadRecipe, MaskImages, draw_images
 from mgca_lib.evaluation.segmentation import (
     Segmenter,
@@ -169,6 +171,10 @@ def test_probes_repeat_nest_and_know_their_spread(tmp_path):
     assert one == segmentation_probe(*parts, fraction=0.2, seeds=[3], **settings)
     assert (one.spread, one.all.n, one.nothing) == ("patients", 8, 0.25)
     assert one.subsets == (tuple(draw_images(maps["train"].dataset, fraction=0.2, seed=3).tolist()),)
+    own = train_segmenter(parts[0], parts[1], fraction=0.2, seed=3, recipe=recipe, widths=(8, 8, 4)).segmenter
+    validated = segment(own, parts[1])  # the validation split chooses the threshold, and no other
+    for rule in ("all", "positive"):
+        assert one.thresholds[rule] == (choose_threshold(validated, parts[1].dataset.masks(), rule=rule),)
     masks = maps["test"].dataset.masks()
     for rule, interval in (("all", one.all), ("positive", one.positive)):
         scores = dice_scores(one.probabilities[0] > one.thresholds[rule][0], masks)
@@ -182,6 +188,19 @@ def test_probes_repeat_nest_and_know_their_spread(tmp_path):
         assert (nothing.mean, nothing.low, nothing.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="same seeds"):
         segmentation_gain(one, several)
+
+
+def test_probes_validate_on_their_validation_split_and_draw_patients(tmp_path, monkeypatch):
+    studies, maps = make_maps(tmp_path, "test_resnet", train=20, valid=4, test=8)
+    twos = [f"p{row // 2}" for row in range(8)]  # two films of each patient
+    table = maps["test"].dataset.studies.table.assign(patient_id=twos)
+    maps["test"].dataset.studies = replace(maps["test"].dataset.studies, table=table)
+    parts, seen, original = [maps[split] for split in ("train", "valid", "test")], [], module.train_segmenter
+    monkeypatch.setattr(module, "train_segmenter", lambda t, v, **s: seen.append(v) or original(t, v, **s))
+    recipe = HeadRecipe(epochs=1, min_steps=2, batch_size=4, checks=1)
+    one = segmentation_probe(*parts, fraction=0.2, seeds=[3], recipe=recipe, widths=(8, 8, 4), resamples=40)
+    assert seen == [parts[1]]
+    assert (one.all.n, one.spread) == (4, "patients")
 
 
 def test_wrong_input_says_what_is_wrong(tmp_path):

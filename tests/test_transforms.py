@@ -183,3 +183,15 @@ def test_display_undoes_the_grey_mapping():
     tensor = ImageTransform(stored_size=6, image_size=6)(picture(grey))
     np.testing.assert_allclose(to_display(tensor) * 255, grey, atol=1e-4)
     np.testing.assert_allclose(to_display(tensor.expand(3, 6, 6)) * 255, grey, atol=1e-4)
+
+
+def test_about_half_of_the_augmented_films_are_blurred_and_contrast_varies():
+    """Noise tells: jitter scales it, and only blur makes neighbours alike."""
+    grey = np.random.default_rng(0).integers(60, 140, (40, 40), dtype=np.uint8)
+    torch.manual_seed(0)
+    crops = torch.stack([ImageTransform(40, 32, "chexpert")(picture(grey)) for _ in range(80)])
+    rough = crops.diff(dim=-1).std((1, 2, 3)) / crops.std((1, 2, 3))
+    sharp = rough > 0.9 * rough.max()
+    assert 0.3 < float((~sharp).float().mean()) < 0.7
+    ratio = crops[sharp].std((1, 2, 3)) / (crops[sharp].mean((1, 2, 3)) + 1)  # brightness scales both alike
+    assert ratio.max() > 1.3 * ratio.min()

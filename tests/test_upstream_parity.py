@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mgca_lib.alignment import (
     importance_weights,
@@ -16,6 +17,8 @@ from mgca_lib.alignment import (
     prototype_alignment_loss,
     token_alignment_loss,
 )
+from mgca_lib.encoders import Tokens
+from mgca_lib.pretrain import retrieval_accuracy
 
 FIXTURES = sorted(Path(__file__).parent.joinpath("fixtures").glob("mgca_parity_*.npz"))
 TOLERANCE = 1e-5  # relative
@@ -100,3 +103,10 @@ def test_default_settings_are_the_published_ones(stored, tensors):
     }
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(float(stored[name]), rel=TOLERANCE)
+
+
+def test_retrieval_inside_a_batch(stored, tensors):
+    sides = (tensors["image_global"], tensors["report_global"])
+    found = retrieval_accuracy(*(Tokens(F.normalize(one, dim=-1), *[torch.empty(0)] * 3) for one in sides))
+    for k in (1, 5):
+        assert 100 * found[f"top{k}"].item() == pytest.approx(float(stored[f"retrieval_top{k}"]), abs=1e-4)
