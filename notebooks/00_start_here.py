@@ -235,7 +235,8 @@ run.record("twins/difference_inside_mask", inside)
 # teaching without a licence; running everything on a laptop.
 #
 # **What they cannot show:** how good a model is on patients. The anatomy is simpler, the reports come from a
-# grammar, and rare diseases do not exist. Never compare the height of a `demo` number with the paper's. Compare the
+# grammar, and rare diseases do not exist; some things are plainly wrong, and
+# [listed](../data_scripts/phantom/LIMITS.md). Never compare the height of a `demo` number with the paper's. Compare the
 # pattern: which method wins, and where.
 #
 # ## 6. Data access

@@ -10,7 +10,9 @@ from data_scripts.phantom.reports import PhantomReport
 
 
 def chexpert_labels(report: PhantomReport, devices: Sequence[str] = ()) -> dict[str, float]:
-    """CheXpert-style labels read from a report, as the CheXpert labeller sets them.
+    """CheXpert-style labels read from a report, much as the CheXpert labeller sets them.
+
+    Differs from it in two ways: a positive child sets Lung Opacity, and Support Devices comes from the film.
 
     1 mentioned as present, -1 mentioned with doubt, 0 denied, NaN not mentioned; present beats doubt beats
     denial. A positive child sets Lung Opacity (and an uncertain one makes it uncertain). No Finding is 1 if no

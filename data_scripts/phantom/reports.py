@@ -119,8 +119,8 @@ def write_report(case: Case, rng: np.random.Generator, *, previous: Case | None 
     r"""Dictate the report of one film.
 
     A reader is drawn first; then, per finding, where it is mentioned (both sections, one of them, rarely not at
-    all) and whether the reader hedges. Words never contradict the case: a finding that is on the film is never
-    denied, even when it goes unmentioned.
+    all) and whether the reader hedges. A finding that is on the film is never denied, even when it goes
+    unmentioned; what is said of the lungs' inflation may not fit it (``LIMITS.md``).
 
     Args:
         case: What is on the film.

@@ -6,8 +6,8 @@
     test_COVIDx9A.txt
     train/*.png, *.jpg, *.jpeg
 
-The three classes are about balanced. They overlap: some COVID-19 patients have a clear film, some pneumonias
-are as peripheral and bilateral as COVID-19, and every class has other disease.
+The three classes are about balanced. They overlap: some COVID-19 patients have a clear film, and every class
+has other disease, "normal" included (see ``LIMITS.md``).
 """
 
 from __future__ import annotations
