@@ -121,7 +121,8 @@ moved = [name for name, value in half_frozen.state_dict().items() if not torch.e
 print(f"{len(moved)} of {len(before)} tensors moved, for example: {', '.join(moved[:2]) or 'none'}")
 
 # %% [markdown]
-# Where something moved, it was the running means and variances of BatchNorm: they follow the films that pass, gradient or not.
+# Where something moved, it was the running means and variances of BatchNorm (and its counters of batches): they follow the films that
+# pass, gradient or not.
 # After an epoch the "frozen" trunk is adapted to the new hospital. That may even help, but then it is not the
 # pretrained encoder that is being measured. `FeatureMaps` works in eval mode. We kept a copy of all weights in `before`,
 # and compare at the end of the notebook.
