@@ -142,8 +142,10 @@ def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = 
         if column not in table.columns:
             raise DatasetError(f"{path}: column {column!r} is missing; there are {', '.join(table.columns)}")
     table = table.fillna("")
-    breaks = table.apply(lambda values: values.str.count("\n")).sum(axis=1)  # a quoted cell may fill several lines
-    line = np.arange(len(table)) + 2 + (breaks.cumsum() - breaks).to_numpy(dtype=int)
+    breaks = np.zeros(len(table), dtype=np.int64)  # a quoted cell may fill several lines
+    for number in range(table.shape[1]):
+        breaks += table.iloc[:, number].str.count("\n").to_numpy(dtype=np.int64)
+    line = np.arange(len(table)) + 2 + breaks.cumsum() - breaks
     for column in optional:
         if column not in table.columns:
             table[column] = ""
