@@ -324,9 +324,11 @@ def _peak_memory() -> int:
 def _processor_name() -> str:
     information = Path("/proc/cpuinfo")
     if information.is_file():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = [line.partition(":") for line in information.read_text(encoding="utf-8").splitlines()]
+        facts = {name.strip(): value.strip() for name, _, value in lines}
+        if "model name" in facts:  # virtual machines often give the maker alone, and generations differ
+            generation = f", family {facts['cpu family']} model {facts['model']}" if "cpu family" in facts else ""
+            return facts["model name"] + generation
     return platform.processor() or platform.machine()
 
 
