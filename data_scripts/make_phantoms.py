@@ -14,9 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_scripts.phantom import PHANTOM_FILE
 from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr, object_cxr, rsna, siim
 from data_scripts.phantom.layouts.common import Map, Settings, darkroom
-from data_scripts.preparation import PHANTOM_FILE
 
 VERSION = "3"
 """Raised whenever the same seed would give other bytes."""

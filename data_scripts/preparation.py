@@ -24,11 +24,10 @@ from data_scripts.conversion import make_rows
 from data_scripts.images import JPEG_QUALITY
 from data_scripts.journal import Journal, write_text
 from data_scripts.ledger import DROPPED_FILE, Drop, Ledger, Summary, check_any, check_strict
+from data_scripts.phantom import PHANTOM_FILE
 from data_scripts.selection import apply_limit, drop_duplicates, separate_patients
 from mgca_lib.data.studies import DatasetError, write_studies
 from mgca_lib.data.tasks import CHEXPERT_LABELS
-
-PHANTOM_FILE = "PHANTOM.json"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_scripts.phantom import PHANTOM_FILE
 from data_scripts.phantom.cases import Case, sample_case
 from data_scripts.phantom.hospitals import HOSPITALS
 from data_scripts.phantom.labels import chexpert_labels, expert_labels
@@ -31,7 +32,6 @@ from data_scripts.phantom.layouts.common import (
 )
 from data_scripts.phantom.lexicon import CHEXPERT_CLASSES
 from data_scripts.phantom.reports import write_report
-from data_scripts.preparation import PHANTOM_FILE
 
 NAME = "chexpert"
 FORMAT = "CheXpert-v1.0"
