@@ -139,6 +139,10 @@ class ImageEncoder(nn.Module):
             images = F.interpolate(images, size=self.upsample_to, mode="bilinear", align_corners=True)
         return self._encode_vit(images) if self.is_vit else self._encode_cnn(images)
 
+    def extra_repr(self) -> str:
+        """What weights and parts do not show, so that caches by the printed module tell two encoders apart."""
+        return f"upsample_to={self.upsample_to}"
+
     def _encode_cnn(self, images: Tensor) -> Tokens:
         images = images.contiguous(memory_format=torch.channels_last)
         last, (cells,) = self.trunk.forward_intermediates(images, indices=[self.stage])

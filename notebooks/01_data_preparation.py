@@ -583,7 +583,8 @@ run.show(
 
 # %% [markdown]
 # Fewer phrases are lost than reports are cut short: a report counts as cut when it loses a single word, and it loses only the
-# phrases at its end. The impression, which says what matters, comes first and stays. On MIMIC-CXR, with other reports and another vocabulary, the rate differs; the cell above measures it.
+# phrases at its end. The impression, which says what matters, comes first and stays. On MIMIC-CXR, with other reports and another
+# vocabulary, the rate differs; the cell above measures it.
 #
 # One more count. If two studies have the *same* cleaned report ("no acute process"), a contrastive loss treats one
 # as a wrong answer for the other. Such *false negatives* return in notebook 03.

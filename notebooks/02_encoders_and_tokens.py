@@ -446,8 +446,8 @@ for name, raw_unit, after in (("film", before["film"], head_film), ("report", be
 # %% [markdown]
 # Before the head all films point nearly the same way, into a narrow *cone*: features after ReLU are positive, and the
 # mean chest dominates. Reports are closer still: all start from the same `[CLS]` vector, and layers without training add
-# little to it that depends on the words. A softmax over such cosines could tell nothing apart. BatchNorm subtracts the mean chest, and vectors
-# spread over the sphere. That is what the last BatchNorm is for.
+# little to it that depends on the words. A softmax over such cosines could tell nothing apart. BatchNorm subtracts the mean chest,
+# and vectors spread over the sphere. That is what the last BatchNorm is for.
 #
 # Are a film and its *own* report closer than strangers? **Predict** before you look.
 

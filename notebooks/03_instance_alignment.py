@@ -204,7 +204,7 @@ for tau in (1.0, 0.07):
     run.show(figure, f"gradient_{tau}", f"Pull (negative) and push (positive) on each pair at temperature {tau}.")
 
 # %% [markdown]
-# At $\tau = 1$ easy pairs are pushed nearly as hard as lookalikes. At 0.07 nearly the whole push goes to
+# At $\tau = 1$ lookalikes are pushed less than twice as hard as easy pairs. At 0.07 nearly the whole push goes to
 # the lookalikes: reports 3 and 4, and report 2 against image 1. The temperature is a dial for **how much hard
 # negatives count**. That is useful when the lookalike is truly wrong, and harmful when it is right as well:
 # section 5.

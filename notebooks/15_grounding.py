@@ -810,7 +810,7 @@ target.round(3)
 # %% [markdown]
 # Heads on frozen encoders are one way to aim at it. The other is to train everything with the new loss, on patches of stride 8
 # and as long as notebook 06: `one_cell.py` of the grid with `EPOCHS = 18`. Such runs are kept with the project
-# (`notebooks/grid/long.csv`), three seeds each, from one kind of processor: `all`, with the published loss and the coarse patches, as
+# (`notebooks/grid/long.csv`), three seeds each, in bf16 on AMD EPYCs of two generations: `all`, with the published loss and the coarse patches, as
 # their partner; the new loss with finer patches, words that read little and masked words first (`mlm`); and on top of that a report
 # encoder that then moves at a fifth of the rate (`slow`) or at a twentieth (`slower`). These two rates were chosen in short runs of
 # seed 42 by the same test phrases, so that seed flatters them. **Guess**: which findings reach the target, and for which does the

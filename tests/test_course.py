@@ -493,7 +493,7 @@ class TestCommands:
         assert "seed-3/03_example: not finished" in done.stderr
         done = self.command("summarise", "--outputs", "outputs/demo", "--seeds", "2", "2", where=project)
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-        assert "--seeds 2 2: every seed once" in done.stderr
+        assert "every run needs a seed of its own" in done.stderr
         done = self.command("summarise", "--outputs", "outputs/demo", "--seeds", "2", where=project)
         assert done.returncode == 0, done.stderr
         assert json.loads((project / "outputs/demo/seeds.json").read_text())["03_example"]["seeds"] == [1, 2]

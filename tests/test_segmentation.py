@@ -2,12 +2,11 @@
 
 import copy
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from dense_helpers import square_studies
+from dense_helpers import give_patients_two_images, square_studies
 
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import ImageEncoder
@@ -191,10 +190,8 @@ def test_probes_repeat_nest_and_know_their_spread(tmp_path):
 
 
 def test_probes_validate_on_their_validation_split_and_draw_patients(tmp_path, monkeypatch):
-    studies, maps = make_maps(tmp_path, "test_resnet", train=20, valid=4, test=8)
-    twos = [f"p{row // 2}" for row in range(8)]  # two films of each patient
-    table = maps["test"].dataset.studies.table.assign(patient_id=twos)
-    maps["test"].dataset.studies = replace(maps["test"].dataset.studies, table=table)
+    _, maps = make_maps(tmp_path, "test_resnet", train=20, valid=4, test=8)
+    give_patients_two_images(maps["test"].dataset)
     parts, seen, original = [maps[split] for split in ("train", "valid", "test")], [], module.train_segmenter
     monkeypatch.setattr(module, "train_segmenter", lambda t, v, **s: seen.append(v) or original(t, v, **s))
     recipe = HeadRecipe(epochs=1, min_steps=2, batch_size=4, checks=1)

@@ -166,8 +166,8 @@ def _table(options: argparse.Namespace, root: Path) -> int:
     names = [path.stem for path in notebooks(root)]
     print(f"\n{course_table(outputs, names)}\n")
     # A notebook that a person ran in Jupyter leaves numbers and no executed copy.
-    executed = [path for name in names if (path := outputs / name / f"{name}.ipynb").is_file()]
-    executed = [path for path in executed if (path.parent / METRICS_FILE).is_file()]
+    finished = [outputs / name / f"{name}.ipynb" for name in names if (outputs / name / METRICS_FILE).is_file()]
+    executed = [path for path in finished if path.is_file()]
     print(f"{len(executed)} of {len(names)} executed notebooks, {busy_seconds(executed):.0f} s: {outputs}")
     return 0
 
@@ -179,9 +179,10 @@ def _summarise(options: argparse.Namespace, root: Path) -> int:
     for folder in (outputs, *further):
         if missing := [name for name in names if not (folder / name / METRICS_FILE).is_file()]:
             raise ExecutionError(f"{folder / missing[0]}: not finished, so it cannot be summarised")
-    if len(set(options.seeds)) < len(options.seeds):
-        raise ExecutionError(f"--seeds {' '.join(map(str, options.seeds))}: every seed once")
-    content = {name: summarise_seeds([folder / name for folder in (outputs, *further)]) for name in names}
+    try:
+        content = {name: summarise_seeds([folder / name for folder in (outputs, *further)]) for name in names}
+    except ValueError as error:
+        raise ExecutionError(f"{outputs}: {error}") from None
     (outputs / SEEDS_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name, part in content.items():
         print(f"\n{name}, seeds {part['seeds']}")

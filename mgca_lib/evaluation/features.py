@@ -246,9 +246,9 @@ def _encode(
 def _cache_name(encoder: nn.Module, dataset: Dataset, key: str | None) -> str:
     if key is None:
         key = _describe(dataset)
-    # A parameter-free part (an activation, a grey scale) leaves no trace in the weights, but it does in the printed
-    # module. A resize before the first layer leaves none there either.
-    architecture = re.sub(r" at 0x[0-9a-f]+", "", repr(encoder)) + f" at {getattr(encoder, 'upsample_to', 0)}"
+    # A parameter-free part (an activation, a grey scale, a resize) leaves no trace in the weights, but it does in the
+    # printed module.
+    architecture = re.sub(r" at 0x[0-9a-f]+", "", repr(encoder))
     parts = [str(FEATURES_VERSION), weights_hash(encoder), architecture, key, str(len(dataset))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
