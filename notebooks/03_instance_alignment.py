@@ -598,7 +598,8 @@ print(
 # pairs the model makes mistakes that it is too sure of, so a higher temperature usually gives a lower loss: it is
 # over-confident. This is the temperature scaling of calibration.
 #
-# **3.** `my_exclude = exclude | (is_normal[:, None] & is_normal[None, :])`, with `is_normal` of section 5. The loss falls, since the hardest negatives are gone. A model trained that way has no more reason
+# **3.** `my_exclude = exclude | (is_normal[:, None] & is_normal[None, :])`, with `is_normal` of section 5. The loss falls,
+# since the hardest negatives are gone. A model trained that way has no more reason
 # to tell normal films apart by age, habitus, devices or lung volume; for disease classification that may be a gain,
 # for retrieval it is a loss.
 #

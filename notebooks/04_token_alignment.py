@@ -117,7 +117,7 @@ run.show(figure, "toy_attention", "Attention of two words over three patches; ev
 
 # %% [markdown]
 # Word 1 looks at patch 1 and, a little, at patch 3, which points halfway. The read-out $c_j$ is the weighted mean of
-# patches, put back to unit length. (In notebook 05, $c_k$ is a prototype: the paper uses one letter for both.)
+# patches, put back to unit length. (In notebook 05, $c_k$ is a prototype, which is another thing.)
 
 # %%
 c = F.normalize(a @ p, dim=1)
@@ -409,7 +409,8 @@ run.show(
 #
 # Three questions for every phrase that points at something, with the mean map of its words:
 #
-# - **Pointing game**: does the brightest pixel lie inside the mask? The mean is over patients (`n` of them), not over phrases. *Chance* is the mask's share of the film.
+# - **Pointing game**: does the brightest pixel lie inside the mask? The mean is over patients (`n` of them), not over phrases.
+#   *Chance* is the mask's share of the film.
 #   *Control* is how often the same brightest pixel hits the masks of the same finding **in other patients**: a model
 #   that only knows where a disease usually sits scores as high as its control.
 # - **Contrast** (CNR): is the map brighter inside than outside, in units of its noise? 0 is blind.
