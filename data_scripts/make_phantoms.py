@@ -18,7 +18,7 @@ from data_scripts.phantom import PHANTOM_FILE
 from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr, object_cxr, rsna, siim
 from data_scripts.phantom.layouts.common import Map, Settings, darkroom
 
-VERSION = "3"
+VERSION = "4"
 """Raised whenever the same seed would give other bytes."""
 
 LAYOUTS = {layout.NAME: layout for layout in (mimic_cxr, chexpert, rsna, covidx, siim, object_cxr)}

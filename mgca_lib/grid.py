@@ -10,8 +10,6 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -29,8 +27,13 @@ from mgca_lib.evaluation.grounding import (
 )
 from mgca_lib.evaluation.intervals import Interval
 from mgca_lib.evaluation.linear_probe import linear_probe, probe_interval
-from mgca_lib.evaluation.prototypes import assign_prototypes, cluster_agreement, dominant_finding
-from mgca_lib.evaluation.receptive_field import ON_TILES, patch_offset
+from mgca_lib.evaluation.prototypes import (
+    assign_prototypes,
+    cluster_agreement,
+    dominant_finding,
+    kmeans_prototypes,
+)
+from mgca_lib.evaluation.receptive_field import patch_offset
 from mgca_lib.evaluation.retrieval import chance_recall, retrieval_recall
 from mgca_lib.model import MGCA
 
@@ -164,6 +167,9 @@ def measure_grounding(
 ) -> dict[str, Interval | float]:
     """Pointing game, contrast and overlap of word maps with the phantom's masks, by finding and for all phrases.
 
+    Each number of a map is drawn where its patch looks, which need not be its tile
+    (:func:`mgca_lib.evaluation.receptive_field.patch_offset`).
+
     Args:
         model: A pretrained model.
         tokenizer: Its tokenizer.
@@ -174,19 +180,16 @@ def measure_grounding(
         For each finding: ``grounding/FINDING/pointing``, ``/contrast`` and ``/iou`` with intervals over patients,
         ``/chance`` (of a blind guess) and, where another patient has the finding, ``/control`` (how often the same
         maximum hits the masks of other patients); ``/near``, ``/near_chance`` and ``/near_control`` count maxima
-        beside the mask, too (:data:`mgca_lib.evaluation.grounding.TOLERANCE`). All of them twice: ``grounding/...``
-        with each patch drawn in the middle of its tile, ``grounding_looks/...`` where it looks
-        (:func:`mgca_lib.evaluation.receptive_field.patch_offset`); ``looks/rows`` and ``looks/columns`` say where that
-        is, in tiles.
+        beside the mask, too (:data:`mgca_lib.evaluation.grounding.TOLERANCE`). ``looks/rows`` and ``looks/columns``
+        say how far down and to the right of its tile a patch looks, in tiles.
     """
     settings = model.config.model
     sizes = {"stored_size": settings.stored_size, "image_size": settings.image_size}
     maps = word_maps(model, model_pairs(model, tokenizer, test))
     looks = patch_offset(model.image_encoder, first_films(model, test))
     found: dict[str, Interval | float] = dict(zip(("looks/rows", "looks/columns"), looks, strict=True))
-    for prefix, offset in (("grounding", ON_TILES), ("grounding_looks", looks)):
-        found |= _by_finding(prefix, summarise_grounding(ground_phrases(phrases, maps, **sizes, offset=offset)))
-    return found
+    scored = ground_phrases(phrases, maps, **sizes, offset=looks)
+    return found | _by_finding("grounding", summarise_grounding(scored))
 
 
 def measure_boxes(model: MGCA, tokenizer: PreTrainedTokenizerBase, films: Studies) -> dict[str, Interval | float]:
@@ -199,15 +202,11 @@ def measure_boxes(model: MGCA, tokenizer: PreTrainedTokenizerBase, films: Studie
 
     Returns:
         As :func:`measure_grounding`, with keys ``boxes/all/...`` and ``boxes/LABEL/...``, for labels with at least
-        :data:`FEWEST_PATIENTS` patients; ``boxes_looks/...`` likewise.
+        :data:`FEWEST_PATIENTS` patients.
     """
-    found: dict[str, Interval | float] = {}
     looks = patch_offset(model.image_encoder, first_films(model, films))
-    for prefix, offset in (("boxes", ON_TILES), ("boxes_looks", looks)):
-        parts = summarise_grounding(ground_boxes(model, tokenizer, films, texts=BOX_TEXTS, offset=offset))
-        enough = {name: part for name, part in parts.items() if part.pointing.n >= FEWEST_PATIENTS}
-        found |= _by_finding(prefix, enough)
-    return found
+    parts = summarise_grounding(ground_boxes(model, tokenizer, films, texts=BOX_TEXTS, offset=looks))
+    return _by_finding("boxes", {name: part for name, part in parts.items() if part.pointing.n >= FEWEST_PATIENTS})
 
 
 def measure_prototypes(
@@ -235,8 +234,7 @@ def measure_prototypes(
         found["prototypes/purity"] = agreement.measures["purity"]
         found["prototypes/nmi_shuffled"] = agreement.chance["nmi"]
     count = min(model.config.alignment.num_prototypes, len(test))
-    unit = F.normalize(torch.as_tensor(image), dim=-1).numpy()
-    by_means = KMeans(count, n_init=4, random_state=seed).fit_predict(unit)
+    by_means = assign_prototypes(image, kmeans_prototypes(image, count, seed=seed)).cluster
     agreement = cluster_agreement(by_means, labels, groups=groups, seed=seed)
     found["prototypes/kmeans_nmi"] = agreement.measures["nmi"]
     found["prototypes/kmeans_nmi_shuffled"] = agreement.chance["nmi"]

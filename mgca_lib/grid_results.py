@@ -5,8 +5,10 @@ A whole grid takes more than an hour, so ``make course`` does not train it: its 
 cells then take the place of the committed ones. The same seed gives every variant the same data in the same order, so
 variants are compared by differences within a seed.
 
-Cells of the kind ``"grid"`` share their number of epochs. Those of the kind ``"long"`` had three times as many; they
-live in ``outputs/PROFILE/long`` and ``notebooks/grid/long.csv``, and are not compared with the others.
+There are three committed tables, and no numbers are compared across them, since each may have been trained on another
+computer: ``"grid"``; ``"quirks"``, the switches of notebook 12 with an ``all`` of their own; and ``"long"``, with three
+times as many epochs, whose cells live in ``outputs/PROFILE/long``. Cells of one table share their number of epochs and
+their data.
 """
 
 import json
@@ -21,16 +23,23 @@ from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metric
 from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
-Kind = Literal["grid", "long"]
+Kind = Literal["grid", "quirks", "long"]
 
 COMMITTED = MappingProxyType(
-    {"grid": Path("notebooks", "grid", "demo.csv"), "long": Path("notebooks", "grid", "long.csv")}
+    {
+        "grid": Path("notebooks", "grid", "demo.csv"),
+        "quirks": Path("notebooks", "grid", "quirks.csv"),
+        "long": Path("notebooks", "grid", "long.csv"),
+    }
 )
 """The tables that come with the project, by kind; how their cells came about is in the ``.json`` beside each."""
+OWN = MappingProxyType({"grid": "grid", "quirks": "grid", "long": "long"})
+"""Where cells of your own are, below ``outputs/PROFILE``."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
 """What notebooks 14 and 15 compare, and ``make grid`` trains unless told otherwise."""
 _CELL = ["variant", "seed"]
+_PARTNER = "all"
 
 
 class GridError(ValueError):
@@ -69,8 +78,8 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
     Args:
         root: The project's folder.
         profile: Whose own cells to read.
-        folder: Folder of own cells; empty: ``outputs/PROFILE/KIND`` in the project.
-        kind: ``"grid"``, or ``"long"`` for the cells with all epochs.
+        folder: Folder of own cells; empty: that of :data:`OWN` in the project.
+        kind: ``"grid"``, ``"quirks"``, or ``"long"`` for the cells with all epochs.
 
     Returns:
         As :func:`grid_table`; ``source`` is ``"own"`` or ``"committed"``.
@@ -83,7 +92,8 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
     True
     """
     root = Path(root)
-    own = grid_table(root / (folder or Path("outputs", profile, kind)))
+    own = grid_table(root / (folder or Path("outputs", profile, OWN[kind])))
+    own = own[own["variant"].map(lambda variant: _belongs(variant, kind)).astype(bool)]
     committed = read_committed(root, kind)
     if profile != "demo":
         seeds = own.groupby("variant")["seed"].nunique()
@@ -98,7 +108,7 @@ def read_committed(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
 
     Args:
         root: The project's folder.
-        kind: ``"grid"`` or ``"long"``.
+        kind: ``"grid"``, ``"quirks"`` or ``"long"``.
 
     Raises:
         GridError: the file is missing or damaged.
@@ -118,17 +128,18 @@ def read_committed(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
     return table[wanted].assign(source="committed")
 
 
-def committed_cells(root: str | Path) -> pd.DataFrame:
-    """How the committed cells of the grid came about.
+def committed_cells(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
+    """How the committed cells of a table came about.
 
     Args:
         root: The project's folder.
+        kind: ``"grid"``, ``"quirks"`` or ``"long"``.
 
     Returns:
         One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores``, ``precision``
         ("" where a cell did not record it) and ``data``, the hash of its training table.
     """
-    record = (Path(root) / COMMITTED["grid"]).with_suffix(".json")
+    record = (Path(root) / COMMITTED[kind]).with_suffix(".json")
     rows = []
     for name, facts in json.loads(record.read_text(encoding="utf-8")).items():
         variant, _, seed = name.rpartition("/seed-")
@@ -148,7 +159,7 @@ def committed_cells(root: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_CELL, "commit", "training_seconds", "processor", "cores", "precision", "data"])
 
 
-def trained_elsewhere(root: str | Path, baseline: str) -> tuple[str, ...]:
+def trained_elsewhere(root: str | Path, baseline: str, kind: Kind = "grid") -> tuple[str, ...]:
     """Name the variants with a committed cell from a kind of processor that no cell of the baseline comes from.
 
     The same seed gives two variants the same first weights and the same data, but processors round differently, and
@@ -157,8 +168,9 @@ def trained_elsewhere(root: str | Path, baseline: str) -> tuple[str, ...]:
     Args:
         root: The project's folder.
         baseline: The variant that the others are held against.
+        kind: ``"grid"``, ``"quirks"`` or ``"long"``.
     """
-    cells = committed_cells(root)
+    cells = committed_cells(root, kind)
     home = set(cells.loc[cells["variant"] == baseline, "processor"])
     return tuple(sorted(set(cells.loc[~cells["processor"].isin(home), "variant"])))
 
@@ -189,11 +201,13 @@ def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dic
 
 
 def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
-    """Write the finished cells of ``outputs/demo/KIND`` over the committed results; other committed cells stay.
+    """Write your finished cells at ``demo`` over the committed results.
+
+    Other committed cells stay, unless they were trained on other data: with those the new ones cannot be compared.
 
     Args:
         root: The project's folder.
-        kind: ``"grid"`` or ``"long"``.
+        kind: ``"grid"``, ``"quirks"`` or ``"long"``.
 
     Returns:
         Whether the committed files changed.
@@ -202,18 +216,24 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
         RestrictedDataError: a cell was trained on data that may not be passed on, or names none.
     """
     root = Path(root)
-    folder, target = root / "outputs" / "demo" / kind, root / COMMITTED[kind]
-    cells = sorted(folder.glob(f"*/seed-*/{METRICS_FILE}"))
+    folder, target = root / "outputs" / "demo" / OWN[kind], root / COMMITTED[kind]
+    cells = [path for path in sorted(folder.glob(f"*/seed-*/{METRICS_FILE}")) if _belongs(_cell_of(path)[0], kind)]
+    if all(_cell_of(path)[0] == _PARTNER for path in cells) and kind == "quirks":
+        cells = []  # without any switch beside it, the partner says nothing about quirks
     if not cells:
         return False
     for path in cells:
         check_publishable(path.parent)
     table = load_grid(root, "demo", kind=kind) if target.is_file() else grid_table(folder)
-    table = table.drop(columns="source").sort_values([*_CELL, "metric"], kind="stable", ignore_index=True)
-    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     record = target.with_suffix(".json")
     facts = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    facts |= {f"{path.parent.parent.name}/{path.parent.name}": _facts(path.parent) for path in cells}
+    new = {"/".join(_cell_of(path)): _facts(path.parent) for path in cells}
+    trained_on = [cell["data"] for cell in new.values()]
+    gone = {name for name, cell in facts.items() if cell["data"] not in trained_on} - set(new)
+    facts = {name: cell for name, cell in facts.items() if name not in gone} | new
+    kept = [f"{variant}/seed-{seed}" not in gone for variant, seed in table[_CELL].itertuples(index=False, name=None)]
+    table = table[kept].drop(columns="source").sort_values([*_CELL, "metric"], kind="stable", ignore_index=True)
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     written = [(target, text), (record, json.dumps(facts, indent=1, sort_keys=True) + "\n")]
     changed = False
     for path, content in written:
@@ -277,6 +297,17 @@ def verdict(mean: float, low: float, high: float) -> str:
     if low <= 0 <= high:
         return f"no difference at this size (at most {max(abs(low), abs(high)):.3f} either way)"
     return f"{'higher' if mean > 0 else 'lower'} by {abs(mean):.3f}"
+
+
+def _belongs(variant: str, kind: Kind) -> bool:
+    """Whether a variant has its place in a table: the partner in every one, quirks in theirs alone."""
+    quirk = variant in VARIANTS and VARIANTS[variant].group == "quirks"
+    return variant == _PARTNER or kind == "long" or quirk == (kind == "quirks")
+
+
+def _cell_of(path: Path) -> tuple[str, str]:
+    """Variant and ``seed-N`` of a cell's file."""
+    return path.parent.parent.name, path.parent.name
 
 
 def _facts(folder: Path) -> dict[str, Any]:

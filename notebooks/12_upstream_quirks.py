@@ -335,9 +335,9 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # them are missing, this section shows the questions and no answers.
 
 # %%
-table = load_grid(run.root, run.profile, GRID_DIR)
+table = load_grid(run.root, run.profile, GRID_DIR, kind="quirks")
 trained = table[table["variant"].isin(["all", *quirks])]
-elsewhere = [name for name in trained_elsewhere(run.root, "all") if name in quirks]
+elsewhere = [name for name in trained_elsewhere(run.root, "all", "quirks") if name in quirks]
 print("committed cells from another kind of processor than that of `all`:", ", ".join(elsewhere) or "none")
 trained.groupby(["variant", "source"])["seed"].nunique().unstack().reindex(["all", *quirks]).fillna(0).astype(int)
 

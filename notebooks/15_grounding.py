@@ -182,7 +182,7 @@ run.show(figure, "looks", "Which rows and columns of the film change the patch i
 # %% [markdown]
 # The teeth of the curves are the first stride: of every two pixels one counts more. The middle of the whole lies before the
 # dotted line. From here on this notebook draws its maps where their patches look (`offset=looks`); section 5 counts what that is
-# worth. (Section 9 reads results that were scored on tiles.)
+# worth.
 #
 # ## 3. Explanation C, on paper: what does the loss ask?
 #
@@ -668,8 +668,8 @@ pd.DataFrame(lines).sort_index(axis=1, level=0, sort_remaining=False)
 #
 # Frozen encoders show what a loss asks. Whoever wants to *use* the change trains with it from the start, and wants to
 # know two things: do words point, and does the linear probe suffer? The grid of notebook 14 trained `all` (with the published
-# token loss), `cta_grounded` and `gloria` with the same seeds; a third of the epochs of notebook 06, and maps drawn on tiles, so
-# do not compare with section 5.
+# token loss), `cta_grounded` and `gloria` with the same seeds and a third of the epochs of notebook 06, so do not compare with
+# section 5.
 
 # %%
 by_loss = ("all", "cta_grounded", "gloria")
@@ -726,7 +726,7 @@ for finding, by in found.items():
     for name in order:
         if name in by:
             run.record(f"grid/{finding}/{name}/pointing", by[name].as_metric())
-yardsticks = {"words point, all findings, on tiles": "grounding/all/pointing"}
+yardsticks = {"words point, all findings": "grounding/all/pointing"}
 yardsticks |= {f"CheXpert {part}": f"probe/chexpert/auroc/{part}" for part in ("1%", "10%", "100%")}
 yardsticks |= {"report to image, R@5": "retrieval/t2i/r@5"}
 lines = {}
@@ -819,42 +819,32 @@ target.round(3)
 # %%
 long = load_grid(run.root, run.profile, kind="long")
 long_chance = long[long["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
-drawn = {"on tiles": "grounding", "where patches look": "grounding_looks"}
 rows, times_chance = {}, {}
 for finding in shown:
-    blind = long_chance[f"grounding/{finding}/chance"]
-    for way, prefix in drawn.items():
-        metric = f"{prefix}/{finding}/pointing"
-        for variant, hit in over_seeds(long, metric, single=True).items():
-            run.record(f"long/{variant}/{finding}/{prefix}", hit.as_metric())
-            each = long.loc[(long["variant"] == variant) & (long["metric"] == metric), "value"]
-            times_chance[variant, way, finding] = hit.mean / blind
-            rows[variant, way, finding] = {
-                "hit rate": str(hit),
-                "eight times chance": f"{8 * blind:.3f}",
-                "times chance": f"{hit.mean / blind:.1f}",
-                "seeds that reach eight": f"{(each >= 8 * blind).sum()} of {hit.n}",
-            }
+    blind, metric = long_chance[f"grounding/{finding}/chance"], f"grounding/{finding}/pointing"
+    for variant, hit in over_seeds(long, metric, single=True).items():
+        run.record(f"long/{variant}/{finding}/pointing", hit.as_metric())
+        each = long.loc[(long["variant"] == variant) & (long["metric"] == metric), "value"]
+        times_chance[variant, finding] = hit.mean / blind
+        rows[variant, finding] = {
+            "hit rate": str(hit),
+            "eight times chance": f"{8 * blind:.3f}",
+            "times chance": f"{hit.mean / blind:.1f}",
+            "seeds that reach eight": f"{(each >= 8 * blind).sum()} of {hit.n}",
+        }
 long_variants = [name for name in VARIANTS if name in set(long["variant"])]  # in the order of the text
-order = [(v, way, f) for v in long_variants for way in drawn for f in shown if (v, way, f) in rows]
-pd.DataFrame({key: rows[key] for key in order}).T
+pd.DataFrame({(v, f): rows[v, f] for v in long_variants for f in shown if (v, f) in rows}).T
 
 # %%
-for variant in long_variants:
-    means = {way: over_seeds(long, f"{prefix}/all/pointing", single=True) for way, prefix in drawn.items()}
-    hits = {f: times_chance[key] for f in shown if (key := (variant, "where patches look", f)) in times_chance}
+for variant, mean in over_seeds(long, "grounding/all/pointing", single=True).items():
+    hits = {finding: times_chance[variant, finding] for finding in shown if (variant, finding) in times_chance}
     reached = [finding for finding, times in hits.items() if times >= 8]
-    print(
-        f"{variant}: {', '.join(reached) or 'none'} of {len(hits)} findings reach eight where patches look;",
-        "all findings:",
-        ", ".join(f"{way} {found[variant]}" for way, found in means.items() if variant in found),
-    )
+    print(f"{variant}: {', '.join(reached) or 'none'} of {len(hits)} findings reach eight; all findings: {mean}")
 
 # %%
 lines = {}
 reading_off = {f"pneumothorax, read off the {side}": f"reading/Pneumothorax/{side}" for side in ("report", "film")}
-looking = {"words point, all findings, where patches look": "grounding_looks/all/pointing"}
-for label, metric in (looking | yardsticks | reading_off).items():
+for label, metric in (yardsticks | reading_off).items():
     for variant, value in over_seeds(long, metric, single=True).items():
         run.record(f"long/{variant}/{metric.replace('/', '_')}", value.as_metric())
         lines.setdefault(variant, {})[label] = str(value)
@@ -872,8 +862,7 @@ long_steps = {
     "and then slow": ("cta_grounded-stride-8-window-mlm", "cta_grounded-stride-8-window-mlm-slow"),
     "and then slower": ("cta_grounded-stride-8-window-mlm", "cta_grounded-stride-8-window-mlm-slower"),
 }
-points = {f"{finding}, where patches look": f"grounding_looks/{finding}/pointing" for finding in shown}
-by_steps(long, long_steps, looking | points | yardsticks | reading_off, "long_steps")
+by_steps(long, long_steps, yardsticks | {finding: metrics[finding] for finding in shown} | reading_off, "long_steps")
 
 # %% [markdown]
 # A link holds where the verdict is "higher". One seed can tell a fine story: the first slow and slower runs of this course, of seed 42,
@@ -904,7 +893,7 @@ for name in ("cta", "cta_grounded", "cta_grounded-stride-8", "labels-stride-8", 
 # %%
 for finding in shown:
     run.record(f"near/chance/{finding}", first[finding].near_chance)
-    key = f"grounding_looks/{finding}"
+    key = f"grounding/{finding}"
     for variant, near in over_seeds(long, f"{key}/near", single=True).items():
         run.record(f"near/long/{variant}/{finding}", near.as_metric())
         strict = over_seeds(long, f"{key}/pointing", single=True)[variant]

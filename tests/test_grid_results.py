@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,37 @@ def test_publishing_keeps_the_cells_of_others(project):
     }
 
 
+def test_quirks_have_a_table_of_their_own_with_the_partner_in_it(project):
+    write_committed(project, [("all", 1, "auroc", 0.2, None, None, None)], "quirks")
+    write_cell(project, "all", 1, {"auroc": 0.9})
+    assert not publish_grid(project, "quirks")  # a partner alone says nothing about quirks
+    write_cell(project, "queue", 1, {"auroc": 0.7})
+    write_cell(project, "quirk-lost-word", 1, {"auroc": 0.8})
+    assert publish_grid(project)
+    assert publish_grid(project, "quirks")
+    found = {
+        kind: dict(load_grid(project, "paper", "nowhere", kind=kind)[["variant", "value"]].itertuples(index=False))
+        for kind in ("grid", "quirks")
+    }
+    assert found == {"grid": {"all": 0.9, "ita": 0.6, "queue": 0.7}, "quirks": {"all": 0.9, "quirk-lost-word": 0.8}}
+    own = load_grid(project, "demo", kind="quirks")
+    assert set(own["variant"]) == {"all", "quirk-lost-word"}
+
+
+def test_publishing_drops_cells_that_were_trained_on_other_data(project):
+    for variant, value in (("all", 0.1), ("ita", 0.2), ("ita+cpa", 0.3)):
+        write_cell(project, variant, 1, {"auroc": value})
+    assert publish_grid(project)
+    for variant in ("all", "ita", "ita+cpa"):
+        shutil.rmtree(project / "outputs/demo/grid" / variant)
+    other = {"mimic_cxr": {"sha256": "cd", "source": "phantom", "restricted": False}}
+    write_cell(project, "all", 1, {"auroc": 0.9}, data=other)
+    assert publish_grid(project)
+    assert pd.read_csv(project / module.COMMITTED["grid"])["value"].tolist() == [0.9]
+    facts = json.loads((project / module.COMMITTED["grid"]).with_suffix(".json").read_text())
+    assert list(facts) == ["all/seed-1"]
+
+
 def test_variants_from_another_processor_are_named(project):
     for name, processor in (("all/seed-1", "A"), ("all/seed-2", "A"), ("ita/seed-1", "A"), ("gloria/seed-1", "B")):
         facts = {"commit": "", "training_seconds": 1, "hardware": {"processor": processor, "cores": 2}, "data": OPEN}
@@ -210,6 +242,16 @@ def test_the_committed_long_runs_are_whole(repository):
     assert {f"{variant}/seed-{seed}" for variant, seed in cells} == set(facts)
     assert {variant for variant, _ in cells} <= set(VARIANTS)
     assert set(table.loc[table["metric"] == "pretrain/epochs", "value"]) == {18}
+    assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
+
+
+def test_the_committed_quirks_are_whole(repository):
+    """The partner and every quirk, three seeds each, of one data table."""
+    table = module.read_committed(repository, "quirks")
+    facts = json.loads((repository / module.COMMITTED["quirks"]).with_suffix(".json").read_text())
+    wanted = {"all"} | {name for name, variant in VARIANTS.items() if variant.group == "quirks"}
+    cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
+    assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)}
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
 
 

@@ -16,11 +16,13 @@ import pytest
 from PIL import Image
 
 from data_scripts.make_phantoms import PROFILES, PhantomError, main, make_phantoms
-from data_scripts.phantom.cases import FINDINGS, Case, Finding, sample_case
+from data_scripts.phantom.cases import FINDINGS, IMPLANTS, LASTING, Case, Finding, sample_case
 from data_scripts.phantom.hospitals import HOSPITALS
-from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr, object_cxr, siim
+from data_scripts.phantom.labels import chexpert_labels, negbio_labels
+from data_scripts.phantom.layouts import chexpert, covidx, mimic_cxr, object_cxr, rsna, siim
 from data_scripts.phantom.layouts.common import Film, Settings, follow_up, mask_parts, write_csv, write_film
 from data_scripts.phantom.render import render_case
+from data_scripts.phantom.reports import PhantomReport, Phrase
 from data_scripts.run_length import decode_runs
 
 COUNTS = {"mimic_cxr": 24, "chexpert": 14, "rsna": 10, "covidx": 12, "siim": 7, "object_cxr": 8}
@@ -152,6 +154,79 @@ def test_mimic_studies_are_as_varied_as_the_original():
         assert dates == sorted(dates)
 
 
+def test_mimic_studies_of_a_patient_show_one_body():
+    studies = plan_mimic({"train": 300, "validate": 3, "test": 3})
+    patients: dict[int, set] = {}
+    for study in studies:
+        patients.setdefault(study.subject_id, set()).add(study.case.patient)
+        films = [image.film for image in study.images if image.film.case]
+        assert {film.case.patient for film in films} == {study.case.patient}
+        assert len({film.study for film in films}) == 1
+        assert len({film.seed for film in films}) == len(films)
+    assert all(len(seeds) == 1 for seeds in patients.values())
+    assert None not in set.union(*patients.values())
+    assert len(set.union(*patients.values())) == len(patients) < len(studies)
+
+
+def test_mimic_says_lateral_only_where_there_is_a_lateral_film(raw):
+    metadata = mimic_table(raw, "metadata")
+    procedures = set()
+    for _, study in metadata.groupby("study_id"):
+        procedure, views = study["PerformedProcedureStepDescription"].iloc[0], set(study["ViewPosition"])
+        assert procedure.endswith("LAT)") == ("LATERAL" in views)
+        assert procedure.startswith("CHEST (PA") == ("PA" in views)
+        procedures.add(procedure)
+    assert procedures == {"CHEST (PORTABLE AP)", "CHEST (PA)", "CHEST (PA AND LAT)"}
+    for study in plan_mimic({"train": 200, "validate": 3, "test": 3}):
+        assert study.case.lateral == any(image.view == "LATERAL" for image in study.images)
+
+
+def test_negbio_agrees_with_chexpert_on_most_labels_but_not_on_all():
+    reports = [study.report for study in plan_mimic({"train": 300, "validate": 3, "test": 3})]
+    same, differ = 0, Counter()
+    for report in reports:
+        one, other = chexpert_labels(report), negbio_labels(report)
+        for name, value in one.items():
+            if value == other[name] or (np.isnan(value) and np.isnan(other[name])):
+                same += 1
+            else:
+                differ[value, other[name]] += 1
+    assert 0.003 < differ.total() / (same + differ.total()) < 0.05
+    assert differ[-1.0, 1.0] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "chexpert_value", "negbio_value"),
+    [
+        ("Pneumonia is suspected. Heart is normal.", -1.0, 1.0),
+        ("Edema is suspected. Possible pneumonia.", -1.0, -1.0),
+        ("Possible infiltrate.", -1.0, float("nan")),
+    ],
+)
+def test_negbio_reads_the_phrases_own_sentence(text, chexpert_value, negbio_value):
+    words = re.findall(r"\w+", text)
+    (place,) = [i for i, word in enumerate(words) if word.lower() in ("pneumonia", "infiltrate")]
+    phrase = Phrase("findings", place, place, words[place], 0, "pneumonia", False, True, ("Pneumonia",))
+    report = PhantomReport("", text, "", (phrase,))
+    np.testing.assert_equal(chexpert_labels(report)["Pneumonia"], chexpert_value)
+    np.testing.assert_equal(negbio_labels(report)["Pneumonia"], negbio_value)
+
+
+def test_only_words_that_say_opacity_set_lung_opacity():
+    def label(*classes: str) -> float:
+        phrase = Phrase("findings", 0, 0, "x", 0, "pneumonia", False, False, classes)
+        return chexpert_labels(PhantomReport("", "x", "", (phrase,)))["Lung Opacity"]
+
+    assert np.isnan(label("Pneumonia"))
+    assert label("Lung Opacity") == 1.0
+
+
+def test_support_devices_are_those_the_report_names():
+    values = [chexpert_labels(PhantomReport("", "x", "", (), (), devices)) for devices in ((), ("chest tube",))]
+    assert np.isnan(values[0]["Support Devices"])
+    assert values[1]["Support Devices"] == 1.0
+
+
 def test_every_class_has_positives_in_every_smoke_split():
     studies = plan_mimic(PROFILES["smoke"]["mimic_cxr"])
     for split in ("train", "validate", "test"):
@@ -279,7 +354,7 @@ def test_rsna_dicom_labels_and_classes(raw):
             True,
             True,
         )
-        assert re.fullmatch(r"\d{3}Y", dataset.PatientAge)
+        assert 18 <= int(dataset.PatientAge) <= 96
         pixels = dataset.pixel_array
         assert pixels.shape == (SIZE, SIZE)
         assert pixels.dtype == np.uint8
@@ -293,6 +368,51 @@ def test_rsna_has_a_row_for_each_box(raw):
     mask[2:10, 3:9] = mask[5:9, 20:28] = mask[15, 15] = True
     assert mask_parts(mask) == ((3, 2, 6, 8), (20, 5, 8, 4))  # the single pixel is too small for a box
     assert mask_parts(np.zeros((4, 4), bool)) == ()
+
+
+def test_rsna_normal_films_show_neither_findings_nor_devices(raw):
+    films = {film.tags["PatientID"]: film.case for film in rsna._plan(Settings(5, SIZE, {"train": COUNTS["rsna"]}))}
+    classes = pd.read_csv(raw / "rsna/stage_2_detailed_class_info.csv").set_index("patientId")["class"]
+    for patient, name in classes.items():
+        case = films[patient]
+        assert name != "Normal" or not (case.findings or case.devices)
+    healthy = Case("F", 40, "PA", incidentals=("aortic calcification",))
+    assert rsna._is_normal(healthy)
+    for change in ({"devices": ("pacemaker",)}, {"incidentals": ("left fifth rib fracture",)}):
+        assert not rsna._is_normal(replace(healthy, **change))
+
+
+def test_rsna_boxes_do_not_nest(tmp_path):
+    names = ("pneumonia", "consolidation")
+    case = Case("M", 50, "PA", tuple(Finding(name, "right", "lower", "severe") for name in names))
+    nested = 0
+    for seed in range(6):
+        masks = tuple(f"{seed}-{name}.png" for name in names)
+        written = write_film(tmp_path, Film(f"{seed}.png", case, "rsna", (seed,), SIZE, masks=masks))
+        apart = [box for parts in written.parts for box in parts[:4]]
+        nested += len(rsna._boxes(case, written)) < len(apart)
+        boxes = rsna._boxes(case, written)
+        for i, one in enumerate(boxes):
+            for other in boxes[i + 1 :]:
+                assert rsna._shared(one, other) <= 0.6 * min(one[2] * one[3], other[2] * other[3])
+        covered = np.zeros((SIZE, SIZE), bool)
+        for x, y, width, height in boxes:
+            covered[y : y + height, x : x + width] = True
+        assert all(covered[y : y + height, x : x + width].all() for x, y, width, height in apart)
+    assert nested
+
+
+def test_dicom_files_of_the_challenges_are_alike_but_for_their_identifiers(raw):
+    identifiers = []
+    for path in [*raw.glob("rsna/**/*.dcm"), *raw.glob("siim/**/*.dcm")]:
+        dataset = pydicom.dcmread(path)
+        identifiers += [dataset.SOPInstanceUID, dataset.SeriesInstanceUID, dataset.StudyInstanceUID]
+        age = dataset.get_item("PatientAge").value
+        assert re.fullmatch(r"\d\d ?", age.decode() if isinstance(age, bytes) else age)
+        row, column = dataset.PixelSpacing
+        assert row == column
+        assert 300 < row * dataset.Rows < 420  # millimetres: a chest
+    assert len(set(identifiers)) == len(identifiers) == 3 * (COUNTS["rsna"] + COUNTS["siim"])
 
 
 def test_covidx_lists_and_folders(raw):
@@ -320,6 +440,45 @@ def test_covidx_classes_are_balanced_and_mixed_in_format():
     clear = [line for line in lines if line.label == "COVID-19" and not line.film.case.findings]
     assert 1 <= len(clear) < 30
     assert len({line.name for line in lines}) == 600
+
+
+def test_covidx_normal_films_are_clear_and_formats_do_not_tell():
+    lines = covidx._plan(Settings(seed=2, size=256, counts={"train": 3000, "test": 6}), "train")
+    for line in lines:
+        if line.label == "normal":
+            assert not line.film.case.findings
+            assert not line.film.case.devices
+    assert any(line.film.case.devices for line in lines)
+    for share in (lambda line: line.name.endswith(".png"), lambda line: line.film.colour):
+        shares = [np.mean([share(line) for line in lines if line.label == label]) for label in covidx.CLASSES]
+        assert max(shares) - min(shares) < 0.1
+        assert min(shares) > 0.05
+
+
+def test_covidx_films_of_a_patient_show_one_patient():
+    lines = covidx._plan(Settings(seed=2, size=256, counts={"train": 600, "test": 6}), "train")
+    by_patient: dict[str, list[Case]] = {}
+    for line in lines:
+        by_patient.setdefault(line.patient, []).append(line.film.case)
+    twice = [cases for cases in by_patient.values() if len(cases) == 2]
+    assert len(twice) > 20
+    for one, other in twice:
+        for name in ("sex", "age", "habitus", "incidentals", "patient"):
+            assert getattr(one, name) == getattr(other, name)
+        assert [name for name in one.devices if name in IMPLANTS] == [n for n in other.devices if n in IMPLANTS]
+        assert [f for f in one.findings if f.name in LASTING] == [f for f in other.findings if f.name in LASTING]
+    assert len({cases[0].patient for cases in by_patient.values()}) == len(by_patient)
+
+
+def test_patients_of_other_layouts_have_seeds_of_their_own():
+    chest = chexpert._plan(Settings(1, 256, {"train": 60, "valid": 20}), "train")
+    patients = {(row.film.path.split("/")[2], row.case.patient) for row in chest}
+    assert len({name for name, _ in patients}) == len({seed for _, seed in patients}) == len(patients)
+    assert all(row.case.lateral for row in chest if row.view == "lateral")
+    films = siim._plan(Settings(1, 256, {"train": 60}))
+    seeds = {(film.tags["PatientID"], film.case.patient) for film in films}
+    assert len({name for name, _ in seeds}) == len({seed for _, seed in seeds}) == len(seeds)
+    assert not {seed for _, seed in seeds} & {seed for _, seed in patients}
 
 
 def test_siim_tree_and_run_lengths(raw):
@@ -414,12 +573,10 @@ def test_object_cxr_is_half_positive_and_uses_all_three_shapes():
 def test_follow_up_keeps_the_patient_and_what_does_not_heal():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        first = sample_case(rng, HOSPITALS["mimic_cxr"])
+        first = replace(sample_case(rng, HOSPITALS["mimic_cxr"]), patient=int(rng.integers(1000)))
         second = follow_up(first, HOSPITALS["mimic_cxr"], rng)
-        assert (first.sex, first.age, first.habitus, first.incidentals) == (
-            *(second.sex, second.age, second.habitus),
-            second.incidentals,
-        )
+        for name in ("sex", "age", "habitus", "incidentals", "patient"):
+            assert getattr(first, name) == getattr(second, name)
         for name in ("cardiomegaly", "nodule"):
             kept = [f for f in second.findings if f.name == name]
             assert [f for f in first.findings if f.name == name] in (kept, [])

@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_dilation, gaussian_filter
 
+from data_scripts.phantom.anatomy import build_anatomy, sample_body
 from data_scripts.phantom.cases import (
     DEVICES,
     FINDINGS,
@@ -18,6 +19,7 @@ from data_scripts.phantom.cases import (
     sample_case,
 )
 from data_scripts.phantom.hospitals import HOSPITALS
+from data_scripts.phantom.pathology import Scene, _plate, finding_effect
 from data_scripts.phantom.projection import Frame, Solids, lookup, tube_thickness
 from data_scripts.phantom.render import render_case
 
@@ -229,7 +231,7 @@ class TestMasks:
             kind = "alveolar" if name == "edema" else ""
             case = with_finding(name, side="bilateral", zone=zone, kind=kind)
             columns = np.nonzero(render(case, 2).finding_masks[0])[1]
-            assert 0.2 < np.mean(columns > midline(2)) < 0.8
+            assert 0.1 < np.mean(columns > midline(2)) < 0.9
 
     def test_zones_stand_above_each_other(self):
         rows = []
@@ -250,6 +252,33 @@ class TestMasks:
         assert np.array_equal(heart, film.heart_mask)
         assert np.nonzero(effusion)[1].mean() < midline(3) < np.nonzero(nodule)[1].mean()
         assert np.nonzero(nodule)[0].mean() < np.nonzero(effusion)[0].mean()
+
+    @pytest.mark.parametrize("side", ["right", "bilateral"])
+    def test_more_layering_fluid_shows_on_more_of_the_film(self, side):
+        lying = dataclasses.replace(NORMAL, view="AP", supine=True)
+        for seed in range(3):
+            shares = [
+                render(
+                    with_finding(
+                        "pleural effusion", side=side, zone="basal", severity=severity, kind="layering", case=lying
+                    ),
+                    seed,
+                )
+                .finding_masks[0]
+                .mean()
+                for severity in ("mild", "moderate", "severe")
+            ]
+            assert shares[0] * 1.3 < shares[1]
+            assert shares[1] * 1.2 < shares[2] < 0.3
+
+    def test_a_nodule_is_as_large_as_it_says(self):
+        for diameter in (1.2, 2.4, 5.0):
+            finding = Finding("nodule", "right", "middle", "moderate", "nodule", diameter)
+            areas = []
+            for seed in range(6):
+                film = render(dataclasses.replace(NORMAL, findings=(finding,)), seed, size=256)
+                areas.append(film.finding_masks[0].sum() * film.pixel**2)
+            assert np.sqrt(np.mean(areas) * 4 / np.pi) == pytest.approx(diameter, rel=0.1)
 
     def test_device_masks(self):
         film = render(dataclasses.replace(NORMAL, view="AP", devices=DEVICES), 1)
@@ -331,6 +360,67 @@ class TestAppearance:
             heights = [film.lung_mask[:, :half].sum() for film in (render(NORMAL, seed), render(case, seed))]
             assert heights[1] < 0.93 * heights[0]
 
+    @pytest.mark.parametrize("zone", ["basal", "retrocardiac"])
+    def test_volume_loss_changes_nothing_behind_the_diaphragm(self, zone):
+        """The drawn density stays above the diaphragm that it raises, and the mask holds nearly all of it."""
+        for seed in range(3):
+            case = with_finding("atelectasis", side="left", zone=zone, severity="severe", kind="volume loss")
+            body = sample_body(case, *(np.random.default_rng([seed, part]) for part in range(2)))
+            frame = Frame(size=128, field_of_view=38.0, centre=(0.0, 13.0), tilt=0.0, bend=(0.0, 0.0, 0.0, 0.0))
+            x, y = frame.grid()
+            anatomy = build_anatomy(
+                case, body, frame, x, y, *(np.random.default_rng([seed, part]) for part in range(2))
+            )
+            scene = Scene(case, body, anatomy, frame, x, y)
+            effect = finding_effect(case.findings[0], scene, np.random.default_rng(seed))
+            added = effect.fluid * scene.air + effect.solid
+            below = anatomy.lungs["left"].below > 0.15
+            assert added[below].max() == 0.0
+            near = binary_dilation(effect.mask, iterations=3)
+            assert added[near].sum() > 0.8 * added.sum()
+
+    @pytest.mark.parametrize("name", ["atelectasis", "pneumonia", "consolidation"])
+    def test_half_of_each_mask_can_be_seen(self, name):
+        """At least half of the masked pixels change by a hundredth of the grey range or more, even of mild ones."""
+        for seed in range(24):
+            drawn = sample_case(np.random.default_rng([seed, 5]), MIMIC, findings=[name]).findings[0]
+            case = dataclasses.replace(NORMAL, findings=(drawn,))
+            sick, healthy = render(case, seed), render(NORMAL, seed)
+            change = np.abs(sick.image - healthy.image)[sick.finding_masks[0]]
+            assert np.median(change) > 0.01, drawn
+
+    def test_a_plate_has_no_ripple(self):
+        """Along its axis the plate's density rises once and falls once, whatever the pixels."""
+        frame = Frame(size=256, field_of_view=38.0, centre=(0.0, 13.0), tilt=0.0, bend=(0.0, 0.0, 0.0, 0.0))
+        x, y = frame.grid()
+        case = with_finding("atelectasis", zone="basal", severity="mild", kind="plate-like")
+        for seed in range(3):
+            body = sample_body(case, *(np.random.default_rng([seed, part]) for part in range(2)))
+            anatomy = build_anatomy(
+                case, body, frame, x, y, *(np.random.default_rng([seed, part]) for part in range(2))
+            )
+            scene = Scene(case, body, anatomy, frame, x, y)
+            plate = _plate(scene, "right", 0, np.random.default_rng(seed))
+            along = plate.sum(axis=0)
+            steps = np.diff(along[along > 0.2 * along.max()])
+            rises = np.abs(np.diff(np.sign(steps[np.abs(steps) > 0.01 * along.max()]))) > 0
+            assert rises.sum() <= 1
+
+    def test_only_the_right_lung_has_a_horizontal_fissure(self):
+        """Many right upper consolidations end at a straight line; left ones fade as they do at their other borders."""
+        sharpness = {}
+        for side in ("right", "left"):
+            case = with_finding("consolidation", side=side, zone="upper", severity="severe")
+            edges = []
+            for seed in range(12):
+                change = render(case, seed, size=256).image - render(NORMAL, seed, size=256).image
+                column = np.nonzero(render(case, seed, size=256).finding_masks[0])[1]
+                middle = change[:, int(np.median(column)) - 4 : int(np.median(column)) + 5]
+                edges.append(float(-np.diff(gaussian_filter(middle, (1, 0)), axis=0).min(axis=0).mean()))
+            sharpness[side] = np.array(edges)
+        sharpest = {side: np.sort(edges)[-4:].mean() for side, edges in sharpness.items()}
+        assert sharpest["right"] > 1.5 * sharpest["left"]
+
     @pytest.mark.parametrize("name", [*RIB_FRACTURES[1::4], *PLEURAL_THICKENINGS])
     def test_incidentals_brighten_their_side_alone(self, name):
         for seed in range(2):
@@ -342,8 +432,9 @@ class TestAppearance:
             assert left.any() == ("right" not in name)
 
     def test_metal_is_the_brightest_thing(self):
-        film = render(with_finding("foreign object", zone="middle", kind="coin"), 2)
-        assert film.image[film.finding_masks[0]].mean() > np.quantile(film.image, 0.95)
+        for seed in range(4):
+            film = render(with_finding("foreign object", zone="middle", kind="coin"), seed)
+            assert np.median(film.image[film.finding_masks[0]]) > np.quantile(film.image, 0.95)
 
 
 class TestProjection:

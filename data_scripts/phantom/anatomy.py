@@ -2,7 +2,9 @@
 
 Everything is a solid or a thickness profile with a handful of measures (`Body`). The measures are
 drawn from the case's sex, age, habitus, view and inspiration, never from its findings, except where
-a finding is itself a change of shape: a larger heart, a raised diaphragm.
+a finding is itself a change of shape: a larger heart, a raised diaphragm. What makes the patient (size,
+bones, heart) and what makes the film (breath, arms, shoulders) come from two random streams, so that
+every film of a patient may show the same body.
 """
 
 from __future__ import annotations
@@ -87,20 +89,29 @@ class Body:
     carina: float
 
 
-def sample_body(case: Case, rng: np.random.Generator) -> Body:
-    """Draw the measures of a case's chest; the number of draws does not depend on the findings."""
+def sample_body(case: Case, rng: np.random.Generator, pose: np.random.Generator) -> Body:
+    """Draw the measures of a case's chest; the number of draws depends on nothing.
+
+    Args:
+        case: Sex, age, habitus, view, inspiration and findings.
+        rng: Source of what stays with the patient.
+        pose: Source of what changes from film to film: depth of the breath, arms, shoulders, shoulder blades.
+    """
     bedside, male = case.view == "AP", case.sex == "M"
     findings = {finding.name: finding for finding in case.findings}
     scale = (1.0 if male else 0.92) * rng.normal(1.0, 0.03)
     plump = {"thin": -1.0, "average": 0.0, "heavy": 1.0, "obese": 2.0}[case.habitus]
     plump += rng.uniform(-0.4, 0.4)
     width = 13.8 * scale * rng.normal(1.0, 0.03) * (1.0 + 0.02 * plump)
-    breath = {"low": 18.5, "normal": 22.8, "hyperinflated": 26.0}[case.inspiration]
-    right_dome = (breath + rng.normal(0.0, 0.8)) * scale - (1.0 if bedside else 0.0) - 0.5 * plump
+    # Height of a full breath while standing; bones keep to it however deep the breath of a film is.
+    full = (22.8 + rng.normal(0.0, 0.6)) * scale - 0.5 * plump
+    breath = {"low": -4.3, "normal": 0.0, "hyperinflated": 3.2}[case.inspiration] + pose.normal(0.0, 0.5)
+    right_dome = full + breath * scale - (1.0 if bedside else 0.0)
     left_dome = right_dome + rng.normal(0.9, 0.5)
     raise_by = _volume_loss(case)
     dome = (right_dome - raise_by[0], left_dome - raise_by[1])
-    height = (right_dome + left_dome) / 2 + rng.uniform(3.2, 5.0) * (0.8 if bedside else 1.0)
+    sulcus = rng.uniform(3.2, 5.0)
+    height = (right_dome + left_dome) / 2 + sulcus * (0.8 if bedside else 1.0)
     heart = rng.normal(0.94, 0.05) * (1.18 if bedside else 1.0)
     heart *= 1.06 if case.inspiration == "low" else (0.88 if case.inspiration == "hyperinflated" else 1)
     growth = {"mild": 0.20, "moderate": 0.32, "severe": 0.45}
@@ -118,7 +129,7 @@ def sample_body(case: Case, rng: np.random.Generator) -> Body:
     aorta = rng.normal(1.75, 0.15) * scale + 0.45 * elder
     aorta += 0.5 if "tortuous aorta" in case.incidentals else 0.0
     scoliosis = rng.normal(0.0, 1.3 if "scoliosis" in case.incidentals else 0.25)
-    arms = np.deg2rad(rng.uniform(14, 30, 2) if bedside else rng.uniform(30, 58, 2))
+    arms = np.deg2rad(pose.uniform(14, 30, 2) if bedside else pose.uniform(30, 58, 2))
     return Body(
         width=width,
         height=height,
@@ -126,7 +137,7 @@ def sample_body(case: Case, rng: np.random.Generator) -> Body:
         dome=dome,
         wall=float(np.clip(2.4 + 0.9 * plump + rng.normal(0.0, 0.3), 1.2, 7.0)),
         fat=float(np.clip(2.2 + 1.4 * plump, 0.8, 6.0)),
-        shoulder=rng.normal(3.2, 0.9) - (0.8 if bedside else -0.4),
+        shoulder=rng.normal(3.2, 0.7) + pose.normal(0.0, 0.55) - (0.8 if bedside else -0.4),
         shoulder_width=width + 3.6 * scale + rng.normal(0.0, 0.6),
         arm_angle=(float(arms[0]), float(arms[1])),
         neck=(5.4 if male else 4.7) + 0.5 * plump,
@@ -142,8 +153,8 @@ def sample_body(case: Case, rng: np.random.Generator) -> Body:
             (6.0 if not male else 5.0) * scale + 0.5 * plump,
         ),
         clavicle=(rng.normal(2.7, 0.5), rng.normal(0.6, 0.9) - (0.8 if bedside else 0.0)),
-        scapula=width * (rng.normal(0.80, 0.05) if bedside else rng.normal(0.99, 0.05)),
-        rib_spacing=height / 11.0 * rng.normal(1.0, 0.02),
+        scapula=width * (pose.normal(0.80, 0.05) if bedside else pose.normal(0.99, 0.05)),
+        rib_spacing=(full + 0.45 + sulcus) / 11.0 * rng.normal(1.0, 0.02),
         rib_drop=rng.normal(1.0, 0.09) * (0.86 if case.supine else 1.0),
         bone=rng.normal(1.0, 0.12) * (1.0 - 0.25 * elder),
         lateral=(_LATERAL_KNOTS + jitter[0], _LATERAL_KNOTS + jitter[1]),
@@ -225,7 +236,15 @@ def spine_centre(body: Body, y: Array) -> Array:
     return amplitude * np.sin(0.2 * np.asarray(y) + phase) - 6.0 * body.turn
 
 
-def build_anatomy(case: Case, body: Body, frame: Frame, x: Array, y: Array, rng: np.random.Generator) -> Anatomy:
+def build_anatomy(
+    case: Case,
+    body: Body,
+    frame: Frame,
+    x: Array,
+    y: Array,
+    rng: np.random.Generator,
+    pose: np.random.Generator,
+) -> Anatomy:
     """Project a body onto the detector.
 
     Args:
@@ -234,20 +253,24 @@ def build_anatomy(case: Case, body: Body, frame: Frame, x: Array, y: Array, rng:
         frame: Detector.
         x: Body coordinates of the pixels, cm, (size, size).
         y: Likewise.
-        rng: Source of the details: vessel trees, bowel gas.
+        rng: Source of the details that stay with the patient: bones, calcified aorta, vessel trees, outline
+            of the heart.
+        pose: Source of those of the film: bowel gas, where the chin and the breasts lie.
     """
     coarse = frame.coarse()
     slow_x, slow_y = coarse.grid() if coarse.size < frame.size else (x, y)
-    mediastinum, heart = _mediastinum(body, coarse, slow_x, slow_y, rng)
+    # A stream each, so that what one part draws (a calcified aorta, fewer vessels) moves no other part.
+    ribs, girdle, aorta, blades, trees, outline = rng.spawn(6)
+    mediastinum, heart = _mediastinum(body, coarse, slow_x, slow_y, outline)
     # The heart beats during the exposure: its borders are never razor-sharp.
     mediastinum = frame.enlarge(coarse.blur(mediastinum, 0.16 if coarse.size == frame.size else 0.10))
     lungs = {side: _lung(case, body, side, x, y, mediastinum) for side in SIDES}
     skeleton = Solids(frame)
-    _ribs(case, body, skeleton, rng)
-    _shoulder_girdle(body, skeleton, rng)
+    _ribs(case, body, skeleton, ribs)
+    _shoulder_girdle(body, skeleton, girdle)
     if "aortic calcification" in case.incidentals:
-        _aortic_calcification(body, skeleton, rng)
-    plates = _shoulder_blades(body, skeleton, rng)
+        _aortic_calcification(body, skeleton, aorta)
+    plates = _shoulder_blades(body, skeleton, blades)
     bone = skeleton.thickness() + plates
     # Where a rib runs along the ray its cortex is not as thick as the tube model says.
     bone = bone / (1.0 + 0.35 * bone)
@@ -256,15 +279,15 @@ def build_anatomy(case: Case, body: Body, frame: Frame, x: Array, y: Array, rng:
     towards_left = smoothstep(-2.5, 2.5, x[rows, columns])
     below = (lungs[side].below[rows, columns] for side in ("right", "left"))
     heart[rows, columns] &= _blend(*below, towards_left) < 0.4
-    soft = _trunk(case, body, slow_x, slow_y, rng)
+    soft = _trunk(case, body, slow_x, slow_y, pose)
     if coarse.size < frame.size:
         # The steps of large pixels must not show along the skin.
         soft = frame.enlarge(coarse.blur(soft, 0.6 * coarse.pixel))
     return Anatomy(
         soft=soft,
-        airway=_airways(body, frame) + frame.enlarge(_abdomen(case, body, coarse, slow_x, slow_y, rng)),
+        airway=_airways(body, frame) + frame.enlarge(_abdomen(case, body, coarse, slow_x, slow_y, pose)),
         bone=body.bone * (bone + _spine(case, body, x, y)),
-        vessels=_vessels(body, frame, rng, lungs),
+        vessels=_vessels(body, frame, trees, lungs),
         lungs=lungs,
         heart=heart,
     )
@@ -721,7 +744,11 @@ _TRUNKS = np.array(
 
 
 def _vessels(body: Body, frame: Frame, rng: np.random.Generator, lungs: dict[str, Lung]) -> Array:
-    """Lung vessels: trees that taper from the hila, grown one generation at a time on both sides."""
+    """Lung vessels: trees that taper from the hila, grown one generation at a time on both sides.
+
+    Every place in the tree has draws of its own: a branch that ends early, because the breath is shallow, changes no
+    other branch.
+    """
     tree = Solids(frame)
     trunks = len(_TRUNKS)
     left = np.repeat([False, True], trunks)
@@ -734,18 +761,20 @@ def _vessels(body: Body, frame: Frame, rng: np.random.Generator, lungs: dict[str
     root_x = np.where(upper, 3.0, 3.7) + rng.normal(0.0, 0.25, 2 * trunks)
     length = 0.17 * (np.where(left, body.dome[1], body.dome[0]) - top) + 0.5
     fine = 0.7 * frame.pixel
+    node = np.arange(2 * trunks)
+    hilar = [(rng.normal(1.0, 0.1), rng.normal(0.0, 0.2, 4), rng.normal(0.85, 0.1)) for _ in range(2)]
     for generation in range(7):
-        count = angle.size
+        places = 2 * trunks * 2**generation
         # In the order of their radius, so that tubes with as many samples lie together.
         order = np.argsort(radius, kind="stable")
-        root_x, root_y, angle, left, radius, length = (
-            branches[order] for branches in (root_x, root_y, angle, left, radius, length)
+        root_x, root_y, angle, left, radius, length, node = (
+            branches[order] for branches in (root_x, root_y, angle, left, radius, length, node)
         )
         spacing = (0.55 if generation < 2 else 0.85) * frame.pixel
         steps = int(np.clip(float(length.max()) / spacing, 6, 200))
         s = np.linspace(0.0, 1.0, steps, dtype=np.float32)[None, :]
-        bend = rng.normal(0.0, 0.28, count).astype(np.float32)
-        squeeze = np.cos(rng.normal(0.0, 0.5, count))
+        bend = rng.normal(0.0, 0.28, places)[node].astype(np.float32)
+        squeeze = np.cos(rng.normal(0.0, 0.5, places)[node])
         # The heading turns by `bend` from root to end: a parabola, as the turn is small.
         reach = (length * squeeze).astype(np.float32)
         cos, sin = reach * np.cos(angle), reach * np.sin(angle)
@@ -759,9 +788,9 @@ def _vessels(body: Body, frame: Frame, rng: np.random.Generator, lungs: dict[str
         for chosen, across in ((slice(thin), 2), (slice(thin, middle), 0), (slice(middle, None), 0)):
             if radius[chosen].size:
                 tree.tube(x[chosen], y[chosen], radius[chosen, None] * (1.0 - 0.16 * s), across=across)
-        turn = rng.choice([-1.0, 1.0], count)
-        main = end_angle - turn * np.deg2rad(np.abs(rng.normal(12.0, 6.0, count)))
-        branch = end_angle + turn * np.deg2rad(np.abs(rng.normal(40.0, 12.0, count)))
+        turn = rng.choice([-1.0, 1.0], places)[node]
+        main = end_angle - turn * np.deg2rad(np.abs(rng.normal(12.0, 6.0, places)[node]))
+        branch = end_angle + turn * np.deg2rad(np.abs(rng.normal(40.0, 12.0, places)[node]))
         # Every branch bends back to the ray from the hilum, so the tree fans out.
         top = np.where(left, body.carina + 0.9, body.carina + 1.9)
         away = np.arctan2(end_y - top - 1.0, end_x - 2.2)
@@ -769,25 +798,28 @@ def _vessels(body: Body, frame: Frame, rng: np.random.Generator, lungs: dict[str
         branch = branch + 0.2 * np.sin(away - branch)
         root_x, root_y, left = np.tile(end_x, 2), np.tile(end_y, 2), np.tile(left, 2)
         angle = np.concatenate([main, branch]).astype(np.float32)
-        radius = np.concatenate([radius * 0.80, radius * rng.uniform(0.42, 0.66, count)]).astype(np.float32)
-        length = np.concatenate([length, length * 0.85]) * rng.uniform(0.75, 1.15, 2 * count)
+        radius = np.concatenate([radius * 0.80, radius * rng.uniform(0.42, 0.66, places)[node]]).astype(np.float32)
+        node = np.concatenate([2 * node, 2 * node + 1])
+        length = np.concatenate([length, length * 0.85]) * rng.uniform(0.75, 1.15, 2 * places)[node]
         borders = (lateral_border(body, side, root_y) for side in ("left", "right"))
         keep = (radius > 0.055) & (root_x < np.where(left, *borders) - 0.6) & (root_x > 1.5)
         keep &= (root_y > 0.8) & (root_y < np.where(left, body.dome[1], body.dome[0]) + 3.0)
         if not keep.any():
             break
         root_x, root_y, angle, left = root_x[keep], root_y[keep], angle[keep], left[keep]
-        radius, length = radius[keep], length[keep]
+        radius, length, node = radius[keep], length[keep], node[keep]
     hila = (
         ([(-1.0, 1.9), (-3.0, 2.0), (-4.1, 3.6), (-4.7, 7.2)], (0.9, 0.75, 0.2)),
         ([(1.0, 1.4), (3.0, 0.9), (4.1, 2.2), (4.9, 6.4)], (0.95, 0.75, 0.2)),
     )
-    for points, radii in hila:
-        grow = rng.normal(1.0, 0.1)
-        path = [(grow * px + 2.0 * body.turn, body.carina + py + rng.normal(0.0, 0.2)) for px, py in points]
+    for (points, radii), (grow, shifts, thick) in zip(hila, hilar, strict=True):
+        path = [
+            (grow * px + 2.0 * body.turn, body.carina + py + shift)
+            for (px, py), shift in zip(points, shifts, strict=True)
+        ]
         px, py = frame.curve(path)
         radius = np.interp(np.linspace(0.0, 1.0, px.size), [0.0, 0.55, 1.0], radii)
-        tree.tube(px, py, radius * rng.normal(0.85, 0.1), weight=0.6)
+        tree.tube(px, py, radius * thick, weight=0.6)
     aerated = lungs["right"].air + lungs["left"].air
     aerated -= np.float32(1.0)
     aerated *= np.float32(1.0 / 9.0)

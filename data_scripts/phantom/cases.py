@@ -41,6 +41,9 @@ ZONES = (
     "",
 )
 SEVERITIES = ("mild", "moderate", "severe")
+# Longest diameter of a nodule in cm; above 3 cm it is a mass.
+NODULE_DIAMETERS = {"mild": (0.8, 1.6), "moderate": (1.6, 2.9), "severe": (3.2, 6.5)}
+TUBE_HEIGHTS = (2.0, 6.5)
 DEVICES = (
     "endotracheal tube",
     "nasogastric tube",
@@ -50,6 +53,9 @@ DEVICES = (
     "sternal wires",
     "ecg leads",
 )
+IMPLANTS = ("pacemaker", "sternal wires")
+# Neither heals nor moves from one film of a patient to the next.
+LASTING = ("cardiomegaly", "nodule")
 FOREIGN_OBJECTS = ("coin", "button", "necklace", "safety pin", "hair clip", "earring", "key")
 HABITUS = ("thin", "average", "heavy", "obese")
 INSPIRATION = ("low", "normal", "hyperinflated")
@@ -99,6 +105,8 @@ class Finding:
         kind: Variety: "plate-like" or "volume loss" (atelectasis), "interstitial" or "alveolar"
             (edema), "layering" (effusion of a supine patient), "nodule" or "mass", one of
             `FOREIGN_OBJECTS`, or "".
+        diameter: Longest diameter in cm of a nodule or mass; 0 for all else, and where nobody stated it
+            (see `nodule_diameter`).
     """
 
     name: str
@@ -106,6 +114,16 @@ class Finding:
     zone: str
     severity: str
     kind: str = ""
+    diameter: float = 0.0
+
+
+def nodule_diameter(finding: Finding) -> float:
+    """Longest diameter of a nodule or mass in cm: as stated, else the middle of its severity's range.
+
+    >>> nodule_diameter(Finding("nodule", "left", "upper", "mild", "nodule"))
+    1.2
+    """
+    return finding.diameter or round(sum(NODULE_DIAMETERS[finding.severity]) / 2, 2)
 
 
 @dataclass(frozen=True)
@@ -124,6 +142,10 @@ class Case:
         supine: True if the patient lies; only with AP.
         incidentals: Subset of `INCIDENTALS`; not findings, have no mask. At most one of `RIB_FRACTURES` and
             one of `PLEURAL_THICKENINGS`; their names say where they are.
+        patient: Seed of what is the same on every film of the patient: measures of the body, ribs, vessels and spine,
+            the place of implants, place and shape of nodules, shape of incidentals. None draws it with the film.
+        tube_height: Tip of an endotracheal tube above the carina in cm, to one decimal.
+        lateral: True if the study has a lateral film as well; only with PA.
     """
 
     sex: str
@@ -136,6 +158,9 @@ class Case:
     rotation: float = 0.0
     supine: bool = False
     incidentals: tuple[str, ...] = ()
+    patient: int | None = None
+    tube_height: float = 4.0
+    lateral: bool = False
 
 
 def sample_case(rng: np.random.Generator, hospital: Hospital, *, findings: Sequence[str] | None = None) -> Case:
@@ -147,7 +172,8 @@ def sample_case(rng: np.random.Generator, hospital: Hospital, *, findings: Seque
         findings: Finding names to force; exactly these are present. None draws them by prevalence.
 
     Returns:
-        A case whose findings have side, zone, severity and kind.
+        A case whose findings have side, zone, severity and kind. It has no `patient` and no lateral film: both
+        belong to a layout.
 
     Raises:
         ValueError: If a forced name is not in `FINDINGS` or is given twice.
@@ -181,7 +207,13 @@ def sample_case(rng: np.random.Generator, hospital: Hospital, *, findings: Seque
         rotation=float(np.clip(rng.normal(0.0, 4.0 if view == "AP" else 1.8), -10.0, 10.0)),
         supine=supine,
         incidentals=_draw_incidentals(rng, age),
+        tube_height=draw_tube_height(rng),
     )
+
+
+def draw_tube_height(rng: np.random.Generator) -> float:
+    """Height of an endotracheal tube's tip above the carina in cm."""
+    return round(float(rng.uniform(*TUBE_HEIGHTS)), 1)
 
 
 def _draw_names(rng: np.random.Generator, hospital: Hospital) -> tuple[str, ...]:
@@ -203,6 +235,7 @@ def _pick(rng: np.random.Generator, options: dict[str, float]) -> str:
 
 
 def _draw_finding(rng: np.random.Generator, name: str, *, view: str, supine: bool) -> Finding:
+    # A third is severe, far more than on any ward: a choice for teaching and testing, where every grade must be seen.
     severity = _pick(rng, {"mild": 0.25, "moderate": 0.42, "severe": 0.33})
     one_side = _pick(rng, {"right": 0.53, "left": 0.47})
     if name == "atelectasis":
@@ -221,6 +254,8 @@ def _draw_finding(rng: np.random.Generator, name: str, *, view: str, supine: boo
             zones["retrocardiac"] = 0.15
         if side == "bilateral":
             zones = {"lower": 0.45, "diffuse": 0.35, "upper": 0.10, "perihilar": 0.10}
+        if name == "pneumonia":
+            zones["peripheral"] = 0.08
         return Finding(name, side, _pick(rng, zones), severity)
     if name == "edema":
         kind = {"mild": "interstitial", "severe": "alveolar"}.get(severity)
@@ -233,7 +268,9 @@ def _draw_finding(rng: np.random.Generator, name: str, *, view: str, supine: boo
         return Finding(name, one_side, "apical", severity)
     if name == "nodule":
         zone = _pick(rng, {"upper": 0.42, "middle": 0.30, "lower": 0.28})
-        return Finding(name, one_side, zone, severity, "mass" if severity == "severe" else "nodule")
+        kind = "mass" if severity == "severe" else "nodule"
+        diameter = round(float(rng.uniform(*NODULE_DIAMETERS[severity])), 1)
+        return Finding(name, one_side, zone, severity, kind, diameter)
     if name == "covid-like opacities":
         side = "bilateral" if rng.random() < 0.85 else one_side
         return Finding(name, side, _pick(rng, {"peripheral": 0.65, "basal": 0.35}), severity)

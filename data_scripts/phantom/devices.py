@@ -30,8 +30,7 @@ def _line(scene: Scene, points: list[tuple[float, float]], radius: float, wall: 
 
 
 def _endotracheal(scene: Scene, rng: np.random.Generator) -> Array:
-    carina = scene.body.carina
-    tip = carina - rng.uniform(2.0, 5.5)
+    tip = scene.body.carina - scene.case.tube_height
     turn = 0.5 * scene.body.turn
     lean = rng.normal(0.0, 0.15)
     path = [(0.6 + lean, -20.0), (0.3 + lean, -8.0), (0.0, 0.0), (-0.15 + turn, tip)]
@@ -124,7 +123,8 @@ def _sternal_wires(scene: Scene, rng: np.random.Generator) -> Array:
     wires = Solids(scene.frame)
     front = 8.5 * scene.body.turn
     count = int(rng.integers(5, 8))
-    bottom = 0.86 * min(scene.body.dome)
+    # The sternum is a bone: it does not follow the diaphragm.
+    bottom = 7.7 * scene.body.rib_spacing
     theta = np.linspace(0.0, 2 * np.pi, 60, dtype=np.float32)
     for y in np.linspace(4.2, bottom, count).tolist():
         width, tall = rng.uniform(0.7, 1.0), rng.uniform(0.25, 0.45)

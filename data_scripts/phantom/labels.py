@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 
 from data_scripts.phantom import lexicon
 from data_scripts.phantom.cases import Case
-from data_scripts.phantom.reports import PhantomReport
+from data_scripts.phantom.reports import PhantomReport, Phrase
+
+_RANK = {0.0: 1, -1.0: 2, 1.0: 3}
+# Which words the second labeller stumbles over is this generator's choice, not taken from NegBio's rules.
+_MISSED_DOUBTS = re.compile(r"\b(?:suspected|suspicious|suggestion|concern|concerning|reflect)\b", re.IGNORECASE)
+_UNKNOWN_WORD = re.compile(r"\binfiltrates?\b", re.IGNORECASE)
 
 
-def chexpert_labels(report: PhantomReport, devices: Sequence[str] = ()) -> dict[str, float]:
+def chexpert_labels(report: PhantomReport) -> dict[str, float]:
     """CheXpert-style labels read from a report, much as the CheXpert labeller sets them.
 
-    Differs from it in two ways: a positive child sets Lung Opacity, and Support Devices comes from the film.
-
-    1 mentioned as present, -1 mentioned with doubt, 0 denied, NaN not mentioned; present beats doubt beats
-    denial. A positive child sets Lung Opacity (and an uncertain one makes it uncertain). No Finding is 1 if no
-    class but Support Devices is present or in doubt, else NaN.
+    1 mentioned as present, -1 mentioned with doubt, 0 denied, NaN not mentioned; present beats doubt beats denial.
+    Only words that speak of an opacity set Lung Opacity: as in the published labeller, its children do not. Support
+    Devices is 1 if the report names one of `lexicon.SUPPORT_DEVICES`. No Finding is 1 if no class but Support
+    Devices is present or in doubt, else NaN.
 
     Args:
         report: The report to label.
-        devices: Devices on the film; any of `lexicon.SUPPORT_DEVICES` makes Support Devices 1.
 
     Returns:
         Class name -> value, in the order of `lexicon.CHEXPERT_CLASSES`.
     """
-    rank = {0.0: 1, -1.0: 2, 1.0: 3}
+    return _labels(report, ((phrase, _value(phrase)) for phrase in report.phrases))
+
+
+def negbio_labels(report: PhantomReport) -> dict[str, float]:
+    """Labels of the same report by a second labeller, in the stead of NegBio.
+
+    On MIMIC-CXR-JPG the two labellers agree on the great majority of labels and part mostly over doubt. So does this
+    one: it takes some hedges ("suspected", "could reflect", "suggestion of") for a plain statement, and does not
+    know the word "infiltrate".
+    """
+
+    def read() -> Iterable[tuple[Phrase, float]]:
+        for phrase in report.phrases:
+            if not _UNKNOWN_WORD.search(phrase.phrase):
+                doubted = phrase.uncertain and not _MISSED_DOUBTS.search(_sentence(report, phrase))
+                yield phrase, -1.0 if doubted else abs(_value(phrase))
+
+    return _labels(report, read())
+
+
+def _value(phrase: Phrase) -> float:
+    return 0.0 if phrase.negated else -1.0 if phrase.uncertain else 1.0
+
+
+def _sentence(report: PhantomReport, phrase: Phrase) -> str:
+    text = report.impression if phrase.section == "impression" else report.findings
+    words = list(re.finditer(r"\w+", text))
+    first = words[phrase.first_word].start()
+    return re.split(r"\.\s", text[:first])[-1] + re.split(r"\.(?:\s|$)", text[first:])[0]
+
+
+def _labels(report: PhantomReport, mentions: Iterable[tuple[Phrase, float]]) -> dict[str, float]:
     labels = dict.fromkeys(lexicon.CHEXPERT_CLASSES, float("nan"))
-
-    def state(name: str, value: float) -> None:
-        if rank[value] > rank.get(labels[name], 0):
+    stated = [(name, value) for phrase, value in mentions for name in phrase.classes]
+    for name, value in [*stated, *((name, 1.0) for name in report.incidental_classes)]:
+        if _RANK[value] > _RANK.get(labels[name], 0):
             labels[name] = value
-
-    for phrase in report.phrases:
-        value = 0.0 if phrase.negated else -1.0 if phrase.uncertain else 1.0
-        for name in phrase.classes:
-            state(name, value)
-    for name in report.incidental_classes:
-        state(name, 1.0)
-    for name in lexicon.OPACITY_CLASSES:
-        if labels[name] in (1.0, -1.0):
-            state("Lung Opacity", labels[name])
-    if any(device in lexicon.SUPPORT_DEVICES for device in devices):
+    if any(device in lexicon.SUPPORT_DEVICES for device in report.devices):
         labels["Support Devices"] = 1.0
     disease = [name for name in lexicon.CHEXPERT_CLASSES if name not in ("No Finding", "Support Devices")]
     if not any(labels[name] in (1.0, -1.0) for name in disease):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from data_scripts.phantom.consistency import Said
+
 CHEXPERT_CLASSES = (
     "No Finding",
     "Enlarged Cardiomediastinum",
@@ -115,14 +117,8 @@ NOUNS: dict[str, tuple[Noun, ...]] = {
         Noun("pleural effusion", "pleural effusions", True),
         Noun("pleural effusion", "pleural effusions", True),
         Noun("effusion", "effusions", True),
-        Noun("pleural fluid collection", "pleural fluid collections", True),
     ),
-    "pneumothorax": (
-        Noun("pneumothorax", "pneumothoraces", True),
-        Noun("pneumothorax", "pneumothoraces", True),
-        Noun("pneumothorax", "pneumothoraces", True),
-        Noun("pleural air collection", "pleural air collections", True),
-    ),
+    "pneumothorax": (Noun("pneumothorax", "pneumothoraces", True),),
     "pneumonia": (
         Noun("pneumonia"),
         Noun("pneumonia"),
@@ -182,7 +178,7 @@ FOREIGN_NOUNS: dict[str, tuple[Noun, ...]] = {
     ),
     "safety pin": (
         Noun("safety pin", "", True),
-        Noun("open metallic pin", "", True),
+        Noun("open safety pin", "", True),
         Noun("pin-shaped metallic density", "", True),
     ),
     "hair clip": (
@@ -209,7 +205,7 @@ SEVERITY_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "severe": ("severe", "marked", "extensive", "substantial"),
     },
     "cardiomegaly": {
-        "mild": ("mild", "mild", "slight", "borderline to mild"),
+        "mild": ("mild", "mild", "slight", "minimal"),
         "moderate": ("moderate", "moderate", ""),
         "severe": ("severe", "marked", "massive"),
     },
@@ -239,17 +235,29 @@ SEVERITY_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "severe": ("extensive", "dense", "severe", "confluent"),
     },
     "nodule": {
-        "mild": ("small", "tiny", "subcentimeter", "6 mm", "8 mm", "7 mm"),
-        "moderate": ("", "rounded", "well-circumscribed", "14 mm", "18 mm", "solitary"),
-        "severe": ("large", "rounded", "lobulated", "5 cm", "4 cm", "well-defined"),
+        "mild": ("small", "small", "rounded", "solitary"),
+        "moderate": ("", "rounded", "well-circumscribed", "solitary"),
+        "severe": ("large", "rounded", "lobulated", "well-defined"),
     },
     "covid-like opacities": {
         "mild": ("mild", "faint", "subtle", "scattered"),
         "moderate": ("moderate", "multifocal", ""),
-        "severe": ("extensive", "severe", "confluent", "widespread"),
+        "severe": ("extensive", "extensive", "confluent", "widespread"),
     },
     "foreign object": {"mild": ("",), "moderate": ("",), "severe": ("",)},
 }
+
+SUBCENTIMETER_WORDS = ("small", "tiny", "subcentimeter")
+"""Words for a nodule below one centimetre."""
+
+CLASHES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("severe", "early"), ("opacity", "opacities", "infiltrate", "infiltrates", "density", "densities")),
+    (("dense",), ("bronchopneumonia", "infiltrate", "infiltrates")),
+    (("patchy",), ("collapse", "loss", "plate-like", "linear", "discoid", "bandlike")),
+    (("rounded",), ("nodular", "mass-like")),
+    (("lobulated", "well-defined"), ("mass-like",)),
+)
+"""(words of severity, words of a noun) that do not go together."""
 
 DEGREE_ADVERBS = {
     "mild": ("mildly", "slightly", "mildly"),
@@ -265,7 +273,7 @@ ZONE_ADJECTIVES: dict[str, tuple[str, ...]] = {
     "apical": ("{s} apical",),
     "basal": ("{s} basilar", "{s} basal", "{s} lower lung"),
     "perihilar": ("{s} perihilar",),
-    "peripheral": ("{s} peripheral", "peripheral {s}"),
+    "peripheral": ("{s} peripheral", "{s} peripheral lung"),
     "retrocardiac": ("{s} retrocardiac", "retrocardiac"),
     "diffuse": ("diffuse {s}",),
     "": ("{s}", "{s}", "{s}-sided"),
@@ -279,7 +287,7 @@ BILATERAL_ADJECTIVES: dict[str, tuple[str, ...]] = {
     "apical": ("biapical",),
     "basal": ("bibasilar", "bibasal", "bilateral basilar"),
     "perihilar": ("bilateral perihilar", "perihilar"),
-    "peripheral": ("bilateral peripheral", "peripheral bilateral"),
+    "peripheral": ("bilateral peripheral", "bilateral peripheral lung"),
     "retrocardiac": ("retrocardiac",),
     "diffuse": ("diffuse bilateral", "diffuse", "bilateral diffuse"),
     "": ("bilateral", "bilateral"),
@@ -331,7 +339,7 @@ FOREIGN_PLACES: dict[str, tuple[str, ...]] = {
     "apical": (
         "projecting over the {s} lung apex",
         "overlying the {s} supraclavicular region",
-        "projecting over the {s} side of the neck base",
+        "projecting over the base of the neck on the {s}",
     ),
 }
 
@@ -383,63 +391,79 @@ HEART_NORMAL_PHRASES = (
 MEDIASTINUM_NORMAL_PHRASES = (
     ("cardiomediastinal silhouette is normal", "The {p}."),
     ("cardiomediastinal silhouette is within normal limits", "The {p}."),
-    ("cardiomediastinal silhouette is unremarkable", "The {p}."),
     ("cardiomediastinal contours are normal", "The {p}."),
-    ("cardiac and mediastinal silhouettes are unremarkable", "The {p}."),
     ("normal cardiomediastinal contours", "{p}."),
+    ("cardiomediastinal silhouette is not enlarged", "The {p}."),
 )
 """(phrase, sentence) pairs that deny cardiomegaly and a wide mediastinum."""
 
+MEDIASTINUM_UNREMARKABLE_PHRASES = (
+    ("cardiomediastinal silhouette is unremarkable", "The {p}."),
+    ("cardiac and mediastinal silhouettes are unremarkable", "The {p}."),
+    ("cardiac and mediastinal contours are unremarkable", "The {p}."),
+)
+"""The same for an aorta without calcification."""
+
+HEART_HIDDEN = (
+    "Heart size is difficult to assess.",
+    "The left heart border is obscured.",
+    "Evaluation of the heart size is limited.",
+    "Assessment of the cardiac silhouette is limited.",
+)
+"""Said instead where fluid or collapse hides the heart's outline."""
+
 HILA_NORMAL = (
-    "Mediastinal and hilar contours are unremarkable.",
-    "The hilar contours are normal.",
-    "The mediastinal contours are within normal limits.",
-    "Hilar and mediastinal contours are stable.",
-    "The hila are unremarkable.",
-    "The aortic knob is well defined.",
-    "The trachea is midline.",
+    Said("Mediastinal and hilar contours are unremarkable.", ("mediastinum", "hila", "no calcified aorta")),
+    Said("The mediastinal and hilar contours are normal.", ("mediastinum", "hila")),
+    Said("The hilar contours are normal.", ("hila",)),
+    Said("The mediastinal contours are within normal limits.", ("mediastinum",)),
+    Said("Hilar and mediastinal contours are stable.", ("hila",)),
+    Said("The hila are unremarkable.", ("hila",)),
+    Said("The aortic knob is well defined.", ("aortic knob",)),
+    Said("The trachea is midline.", ("trachea",)),
+    Said("The mediastinum is not widened.", ("mediastinum",)),
 )
 
 LUNGS_CLEAR = (
-    "The lungs are clear.",
-    "Lungs are clear bilaterally.",
-    "The lungs are well expanded and clear.",
-    "Both lungs are clear.",
-    "The lungs are clear without focal abnormality.",
-    "The lungs appear clear.",
-    "Lungs are well inflated and clear.",
+    Said("The lungs are clear."),
+    Said("Lungs are clear bilaterally."),
+    Said("The lungs are well expanded and clear.", ("expanded",)),
+    Said("Both lungs are clear."),
+    Said("The lungs are clear without focal abnormality."),
+    Said("The lungs appear clear."),
+    Said("Lungs are well inflated and clear.", ("expanded",)),
+    Said("No focal lung abnormality is seen."),
 )
-LUNGS_CLEAR_NOT_INFLATED = ("The lungs are clear.", "No focal lung abnormality is seen.", "Both lungs are clear.")
 
-INSPIRATION_SENTENCES: dict[str, tuple[str, ...]] = {
+INSPIRATION_SENTENCES: dict[str, tuple[Said, ...]] = {
     "low": (
-        "Lung volumes are low.",
-        "The lung volumes are low, with crowding of the bronchovascular structures.",
-        "Inspiratory effort is poor.",
-        "Low lung volumes accentuate the bronchovascular markings.",
+        Said("Lung volumes are low."),
+        Said("The lung volumes are low, with crowding of the bronchovascular structures."),
+        Said("Inspiratory effort is poor."),
+        Said("Low lung volumes accentuate the bronchovascular markings."),
     ),
     "normal": (
-        "Lung volumes are normal.",
-        "The lungs are well expanded.",
-        "There is adequate inspiration.",
-        "The lungs are well inflated.",
+        Said("Lung volumes are normal.", ("expanded",)),
+        Said("The lungs are well expanded.", ("expanded",)),
+        Said("There is adequate inspiration.", ("expanded",)),
+        Said("The lungs are well inflated.", ("expanded",)),
     ),
     "hyperinflated": (
-        "The lungs are hyperinflated.",
-        "Lung volumes are large with flattening of the diaphragms.",
-        "Hyperexpanded lungs suggest underlying emphysema.",
-        "The lungs are hyperexpanded.",
+        Said("The lungs are hyperinflated.", ("unhindered",)),
+        Said("Lung volumes are large with flattening of the diaphragms.", ("unhindered",)),
+        Said("Hyperexpanded lungs suggest underlying emphysema.", ("unhindered",)),
+        Said("The lungs are hyperexpanded.", ("unhindered",)),
     ),
 }
 
 BONES_NORMAL = (
-    "The osseous structures are unremarkable.",
-    "No acute osseous abnormality is seen.",
-    "Osseous structures are intact.",
-    "The visualized bones are unremarkable.",
-    "No acute bony abnormality.",
-    "Imaged osseous structures are without an acute abnormality.",
-    "The bony thorax is grossly intact.",
+    Said("The osseous structures are unremarkable.", ("bones",)),
+    Said("No acute osseous abnormality is seen."),
+    Said("Osseous structures are intact.", ("bones",)),
+    Said("The visualized bones are unremarkable.", ("bones",)),
+    Said("No acute bony abnormality."),
+    Said("Imaged osseous structures are without an acute abnormality."),
+    Said("The bony thorax is grossly intact.", ("bones",)),
 )
 FRACTURE_NEGATED = (
     "No displaced {p} is identified.",
@@ -448,12 +472,12 @@ FRACTURE_NEGATED = (
 )
 
 ABDOMEN_NORMAL = (
-    "The imaged upper abdomen is unremarkable.",
-    "There is no free air beneath the diaphragm.",
-    "No free intraperitoneal air is identified.",
-    "No subdiaphragmatic free air is seen.",
-    "The visualized upper abdomen is within normal limits.",
-    "The soft tissues are unremarkable.",
+    Said("The imaged upper abdomen is unremarkable.", ("abdomen",)),
+    Said("There is no free air beneath the diaphragm.", ("upright",)),
+    Said("No free intraperitoneal air is identified.", ("upright",)),
+    Said("No subdiaphragmatic free air is seen.", ("upright",)),
+    Said("The visualized upper abdomen is within normal limits.", ("abdomen",)),
+    Said("The soft tissues are unremarkable.", ("soft tissues",)),
 )
 
 INCIDENTAL_SENTENCES: dict[str, tuple[str, ...]] = {
@@ -497,53 +521,149 @@ THICKENING_SENTENCES = (
     "{p} is present.",
 )
 
-DEVICE_SENTENCES: dict[str, tuple[str, ...]] = {
+DEVICE_SENTENCES: dict[str, tuple[Said, ...]] = {
     "endotracheal tube": (
-        "The endotracheal tube terminates {cm} cm above the carina.",
-        "Endotracheal tube tip lies approximately {cm} cm from the carina.",
-        "The tip of the endotracheal tube is {cm} cm above the carina.",
-        "The patient is intubated, with the tube tip {cm} cm above the carina.",
-        "ET tube is in standard position.",
+        Said("The endotracheal tube terminates {cm} cm above the carina."),
+        Said("Endotracheal tube tip lies approximately {cm} cm from the carina."),
+        Said("The tip of the endotracheal tube is {cm} cm above the carina."),
+        Said("The patient is intubated, with the tube tip {cm} cm above the carina."),
+        Said("ET tube is in standard position.", ("tube standard",)),
+        Said("ET tube is in standard position, {cm} cm above the carina.", ("tube standard",)),
+        Said("The endotracheal tube is low, with its tip {cm} cm above the carina.", ("tube low",)),
+        Said("Low position of the ET tube, {cm} cm above the carina.", ("tube low",)),
+        Said("The endotracheal tube is high, with its tip {cm} cm above the carina.", ("tube high",)),
     ),
     "nasogastric tube": (
-        "The nasogastric tube courses below the diaphragm, with the tip out of view.",
-        "Enteric tube extends into the stomach.",
-        "A nasogastric tube passes below the diaphragm into the left upper quadrant.",
-        "The enteric tube courses inferiorly, the tip is not imaged.",
-        "NG tube is seen in the expected position of the stomach.",
+        Said("The nasogastric tube courses below the diaphragm, with the tip out of view."),
+        Said("Enteric tube extends into the stomach."),
+        Said("A nasogastric tube passes below the diaphragm into the left upper quadrant."),
+        Said("The enteric tube courses inferiorly, the tip is not imaged."),
+        Said("NG tube is seen in the expected position of the stomach."),
     ),
     "central venous catheter": (
-        "A central venous catheter terminates in the mid SVC.",
-        "The central line ends in the low SVC.",
-        "The tip of the central venous catheter projects over the cavoatrial junction.",
-        "Central venous catheter is in unchanged position, ending in the SVC.",
-        "A central venous line is present with its tip in the superior vena cava.",
+        Said("A central venous catheter terminates in the mid to low SVC."),
+        Said("The central line ends in the SVC."),
+        Said("The tip of the central venous catheter projects over the SVC."),
+        Said("A central venous line is present with its tip in the superior vena cava."),
     ),
     "chest tube": (
-        "A chest tube is in place.",
-        "A pleural drainage catheter is present.",
-        "There is an indwelling chest tube.",
+        Said("A chest tube is in place."),
+        Said("A pleural drainage catheter is present."),
+        Said("There is an indwelling chest tube."),
+        Said("A thoracostomy tube is in place."),
+    ),
+    "pacemaker": (
+        Said("A pacemaker is in place with leads in the expected position."),
+        Said("Pacemaker leads terminate in the expected locations."),
+        Said("A cardiac pacing device is noted, with its leads intact."),
+        Said("Pacer generator projects over the chest wall, with leads in standard position."),
+    ),
+    "sternal wires": (
+        Said("Median sternotomy wires are intact."),
+        Said("The patient is status post median sternotomy with intact wires."),
+        Said("Sternotomy wires are noted and appear aligned."),
+        Said("Intact midline sternal wires are seen."),
+    ),
+    "ecg leads": (
+        Said("Overlying ECG leads are noted."),
+        Said("Monitoring leads project over the chest."),
+        Said("External monitoring leads overlie the thorax."),
+        Said("Multiple EKG leads project over the chest wall."),
+    ),
+}
+"""Sentences that hold with or without an earlier film; ``{cm}`` is the height of the tube's tip."""
+
+DEVICE_KEPT: dict[str, tuple[str, ...]] = {
+    "endotracheal tube": (
+        "The endotracheal tube is unchanged, {cm} cm above the carina.",
+        "Unchanged position of the ET tube, {cm} cm above the carina.",
+        "The endotracheal tube is again seen, ending {cm} cm above the carina.",
+    ),
+    "nasogastric tube": (
+        "The nasogastric tube is again seen coursing below the diaphragm.",
+        "The enteric tube remains in place.",
+        "Unchanged NG tube.",
+    ),
+    "central venous catheter": (
+        "Central venous catheter is in unchanged position, ending in the SVC.",
+        "The central line is again noted, with its tip in the SVC.",
+        "The central venous catheter remains in place.",
+    ),
+    "chest tube": (
         "A thoracostomy tube is again noted.",
+        "The chest tube remains in place.",
+        "The pleural drainage catheter is again seen.",
     ),
     "pacemaker": (
         "A pacemaker is in place with leads in unchanged position.",
-        "Pacemaker leads terminate in the expected locations.",
-        "A cardiac pacing device is noted, with its leads intact.",
-        "Pacer generator projects over the chest wall, with leads in standard position.",
+        "The pacemaker is again noted, with its leads intact.",
+        "Unchanged pacing device and leads.",
     ),
     "sternal wires": (
-        "Median sternotomy wires are intact.",
-        "The patient is status post median sternotomy.",
-        "Sternotomy wires are noted and appear aligned.",
-        "Intact midline sternal wires are seen.",
-    ),
-    "ecg leads": (
-        "Overlying ECG leads are noted.",
-        "Monitoring leads project over the chest.",
-        "External monitoring leads overlie the thorax.",
-        "Multiple EKG leads project over the chest wall.",
+        "Median sternotomy wires are again noted.",
+        "Sternotomy wires are unchanged and appear aligned.",
     ),
 }
+"""Devices that were on the earlier film, too."""
+
+DEVICE_NEW: dict[str, tuple[str, ...]] = {
+    "endotracheal tube": (
+        "Interval placement of an endotracheal tube, with its tip {cm} cm above the carina.",
+        "The patient has been intubated, with the tube tip {cm} cm above the carina.",
+        "New ET tube ends {cm} cm above the carina.",
+    ),
+    "nasogastric tube": (
+        "Interval placement of a nasogastric tube, which extends into the stomach.",
+        "A new enteric tube courses below the diaphragm.",
+        "An NG tube has been placed, extending into the stomach.",
+    ),
+    "central venous catheter": (
+        "Interval placement of a central venous catheter, with its tip in the SVC.",
+        "A new central line ends in the SVC.",
+        "A central venous catheter has been placed, terminating in the SVC.",
+    ),
+    "chest tube": (
+        "Interval placement of a chest tube.",
+        "A chest tube is new since the prior study.",
+        "A pleural drainage catheter has been placed in the interval.",
+    ),
+    "pacemaker": (
+        "Interval placement of a pacemaker, with leads in the expected locations.",
+        "A pacemaker is new since the prior study.",
+    ),
+    "sternal wires": (
+        "Interval median sternotomy, with intact wires.",
+        "Median sternotomy wires are new since the prior study.",
+    ),
+}
+"""Devices that were not on the earlier film."""
+
+DEVICE_GONE: dict[str, tuple[str, ...]] = {
+    "endotracheal tube": (
+        "The endotracheal tube has been removed.",
+        "The patient has been extubated.",
+        "Interval extubation.",
+    ),
+    "nasogastric tube": ("The enteric tube has been removed.", "Interval removal of the nasogastric tube."),
+    "central venous catheter": (
+        "The central venous catheter has been removed.",
+        "Interval removal of the central line.",
+    ),
+    "chest tube": ("The chest tube has been removed.", "Interval removal of the chest tube."),
+}
+"""Devices of the earlier film that are gone. Implants stay, and nobody speaks of electrodes that are gone."""
+
+TUBE_MOVED = {
+    "lower": (
+        "The endotracheal tube has been advanced, now {cm} cm above the carina.",
+        "ET tube is lower than before, now {cm} cm above the carina.",
+    ),
+    "higher": (
+        "The endotracheal tube has been retracted, now {cm} cm above the carina.",
+        "ET tube is higher than before, now {cm} cm above the carina.",
+    ),
+}
+"""Said where the tip moved by a centimetre or more between the films."""
 
 DEVICE_NAMES_SHORT = {
     "endotracheal tube": ("endotracheal tube", "ET tube"),
@@ -584,13 +704,33 @@ HISTORIES = (
     "lymphoma",
 )
 QUESTIONS = (
-    "evaluate for pneumonia",
-    "eval for acute process",
-    "assess for infiltrate",
-    "please evaluate for effusion",
-    "rule out pneumothorax",
-    "interval change",
-    "assess volume status",
-    "evaluate line placement",
-    "acute cardiopulmonary process",
+    Said("evaluate for pneumonia"),
+    Said("eval for acute process"),
+    Said("assess for infiltrate"),
+    Said("please evaluate for effusion"),
+    Said("rule out pneumothorax"),
+    Said("interval change"),
+    Said("assess volume status"),
+    Said("evaluate line placement", ("lines",)),
+    Said("acute cardiopulmonary process"),
+)
+TITLES = (
+    Said("CHEST (PORTABLE AP)", ("bedside",)),
+    Said("PORTABLE CHEST RADIOGRAPH", ("bedside",)),
+    Said("CHEST (PA AND LAT)", ("lateral",)),
+    Said("CHEST (PA AND LATERAL)", ("lateral",)),
+    Said("CHEST (PA)", ("frontal only",)),
+    Said("CHEST RADIOGRAPH (PA)", ("frontal only",)),
+)
+TECHNIQUES = (
+    Said("Portable AP chest", ("bedside",)),
+    Said("Single portable view of the chest", ("bedside",)),
+    Said("Chest AP", ("bedside",)),
+    Said("Semi-upright AP view", ("bedside", "upright")),
+    Said("Supine AP view", ("bedside", "supine")),
+    Said("Portable supine view of the chest", ("bedside", "supine")),
+    Said("Chest PA and lateral", ("lateral",)),
+    Said("PA and lateral views of the chest", ("lateral",)),
+    Said("Frontal view of the chest", ("frontal only",)),
+    Said("PA view of the chest", ("frontal only",)),
 )

@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 from scipy.ndimage import label
 
 from data_scripts.phantom.anatomy import (
+    LUNG_DENSITY,
     SIDES,
     Anatomy,
     Body,
     lateral_border,
     medial_border,
 )
-from data_scripts.phantom.cases import Case, Finding
+from data_scripts.phantom.cases import Case, Finding, nodule_diameter
 from data_scripts.phantom.projection import Array, Frame, Solids, bounding_box, smoothstep, tube_thickness
 
 _GRADE = {"mild": 0, "moderate": 1, "severe": 2}
+_VEIL = 1.0
+"""Fluid in cm that shows as a veil: about a twenty-fifth of the grey range."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,9 @@ def _blob(
     return out
 
 
-def _visible(amount: Array, frame: Frame, share: float = 0.4) -> NDArray[np.bool_]:
-    """Where a finding's thickness, as an eye would smooth it, passes `share` of its peak."""
-    smooth = frame.blur(amount, 0.3)
+def _visible(amount: Array, frame: Frame, share: float = 0.4, *, blur: float = 0.3) -> NDArray[np.bool_]:
+    """Where a finding's thickness, as an eye would smooth it (by `blur` cm), passes `share` of its peak."""
+    smooth = frame.blur(amount, blur)
     mask = np.zeros(amount.shape, bool)
     box = bounding_box(smooth > 1e-3)
     smooth = smooth[box]
@@ -143,10 +146,12 @@ def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return (regions != regions[0, 0])[1:-1, 1:-1]
 
 
-def _visible_fields(amount: Array, finding: Finding, scene: Scene, share: float = 0.4) -> NDArray[np.bool_]:
+def _visible_fields(
+    amount: Array, finding: Finding, scene: Scene, share: float = 0.4, *, blur: float = 0.3
+) -> NDArray[np.bool_]:
     """As `_visible` in each lung field of the finding's sides, so that the fainter side keeps its mask."""
-    masks = [_visible(amount * scene.anatomy.lungs[side].field, scene.frame, share) for side in _sides(finding)]
-    return np.any(masks, axis=0)
+    fields = (scene.anatomy.lungs[side].field for side in _sides(finding))
+    return np.any([_visible(amount * field, scene.frame, share, blur=blur) for field in fields], axis=0)
 
 
 def _zone(finding: Finding, rng: np.random.Generator) -> tuple[float, float]:
@@ -159,51 +164,98 @@ def _zone(finding: Finding, rng: np.random.Generator) -> tuple[float, float]:
         "basal": (0.82, 0.98),
         "perihilar": (0.45, 0.6),
         "retrocardiac": (0.82, 0.92),
+        "peripheral": (0.30, 0.90),
     }[finding.zone]
-    across = {"perihilar": (0.22, 0.34), "retrocardiac": (0.12, 0.24)}.get(finding.zone, (0.34, 0.72))
-    return rng.uniform(*across), rng.uniform(*down)
+    across = {"perihilar": (0.22, 0.34), "retrocardiac": (0.12, 0.24), "peripheral": (0.78, 0.92)}
+    return rng.uniform(*across.get(finding.zone, (0.34, 0.72))), rng.uniform(*down)
+
+
+def _aerated(finding: Finding, scene: Scene, side: str, rng: np.random.Generator) -> tuple[float, float]:
+    """Centre (across, down) of a zone with lung enough to be filled: behind a large heart little may be left."""
+    across, down = _zone(finding, rng)
+    air = scene.anatomy.lungs[side].air
+    for _ in range(8):
+        if _at(air, scene, scene.place(side, across, down)) > 5.0:
+            break
+        across, down = min(across + 0.06, 0.6), down - 0.02
+    return across, down
+
+
+def _at(image: Array, scene: Scene, point: tuple[float, float]) -> float:
+    """Value of an image at a point of the body; the nearest pixel outside of the film."""
+    column, row = scene.frame.pixels(np.array(point[0]), np.array(point[1]))
+    last = scene.frame.size - 1
+    return float(image[int(np.clip(row, 0, last)), int(np.clip(column, 0, last))])
 
 
 def _atelectasis(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
     grade = _GRADE[finding.severity]
-    frame = scene.frame
     solid = np.zeros_like(scene.x)
     fluid = np.zeros_like(scene.x)
-    rough = frame.fractal(rng, 2.0, 2)
+    rough = scene.frame.fractal(rng, 2.0, 2)
     for side in _sides(finding):
-        sign = SIDES[side]
         lung = scene.anatomy.lungs[side]
+        # Behind the diaphragm nothing shows: the collapsed lung is what stands above it.
+        seen = (lung.air > 0) * smoothstep(0.1, -0.2, lung.below)
         if finding.kind == "plate-like" or finding.zone != "retrocardiac":
             for _ in range(1 + int(rng.integers(0, 2 + (grade > 0)))):
-                x0, y0 = scene.place(side, rng.uniform(0.3, 0.62), rng.uniform(0.72, 0.97))
-                half = rng.uniform(1.7, 2.6) + 0.7 * grade
-                slope = np.tan(np.deg2rad(rng.normal(0.0, 11.0)))
-                bow = rng.normal(0.0, 0.25)
-                px, py = frame.curve(
-                    [
-                        (x0 - half, y0 - half * slope),
-                        (x0, y0 + bow),
-                        (x0 + half, y0 + half * slope),
-                    ]
-                )
-                taper = np.sin(np.linspace(0.08, np.pi - 0.08, px.size)) ** 0.4
-                radius = (rng.uniform(0.20, 0.30) + 0.09 * grade) * taper
-                band = frame.blur(tube_thickness(frame, px, py, radius, across=9), 0.06)
-                solid += (2.2 + 0.9 * grade) * band * (lung.air > 0.5)
+                plate = _plate(scene, side, grade, rng) * seen
+                solid += _shown(plate, scene.air, least=(1.2, 1.6, 2.1)[grade])
         if finding.kind == "volume loss":
             if finding.zone == "retrocardiac":
-                top = scene.body.carina + 2.5
-                reach = 2.6 + (0.20 + 0.05 * grade) * np.clip(scene.y - top, 0.0, None)
-                edge = sign * scene.x - reach + 0.15 * rough
-                wedge = smoothstep(0.55, -0.55, edge) * smoothstep(top - 1.0, top + 5.0, scene.y)
-                fluid = np.maximum(fluid, (0.36 + 0.17 * grade) * wedge * (lung.air > 0))
+                wedge = _behind_the_heart(scene, side, grade, rough) * seen
+                fluid = np.maximum(fluid, (0.36 + 0.17 * grade) * wedge)
             else:
                 level = lung.below + 0.35 * rough
                 wedge = smoothstep(-2.0 - 0.9 * grade, -0.1, level)
                 wedge = wedge * smoothstep(1.05, 0.35, lung.across)
-                fluid = np.maximum(fluid, (0.26 + 0.13 * grade) * wedge * (lung.air > 0))
-    amount = solid + fluid * scene.air
-    return Effect(mask=_visible_fields(amount, finding, scene, 0.3), fluid=fluid, solid=solid)
+                fluid = np.maximum(fluid, (0.26 + 0.13 * grade) * wedge * seen)
+    amount = solid * room_for_solids(scene.air) + fluid * scene.air
+    blur = 0.18 if finding.kind == "plate-like" else 0.3
+    return Effect(mask=_visible_fields(amount, finding, scene, 0.35, blur=blur), fluid=fluid, solid=solid)
+
+
+def _behind_the_heart(scene: Scene, side: str, grade: int, rough: Array) -> Array:
+    """A collapsed lower lobe along the spine, 0 to 1; it reaches past a heart that leaves it no lung."""
+    lung = scene.anatomy.lungs[side]
+    top = scene.body.carina + 2.5
+    slope = (0.20 + 0.05 * grade) * np.clip(scene.y - top, 0.0, None)
+    height = smoothstep(top - 1.0, top + 5.0, scene.y)
+    for reach in np.arange(2.6, 6.0, 0.4):
+        edge = SIDES[side] * scene.x - reach - slope + 0.15 * rough
+        wedge = smoothstep(0.55, -0.55, edge) * height
+        area = ((wedge > 0.5) & (lung.air > 4.0) & lung.field).sum() * scene.frame.pixel**2
+        if area > 8.0:
+            break
+    return wedge
+
+
+def _plate(scene: Scene, side: str, grade: int, rng: np.random.Generator) -> Array:
+    """A flat collapsed plate that the rays graze, about 1 cm deep: a soft, slightly bowed band."""
+    x0, y0 = scene.place(side, rng.uniform(0.3, 0.62), rng.uniform(0.72, 0.90))
+    half = rng.uniform(1.7, 2.6) + 0.7 * grade
+    slope = float(np.tan(np.deg2rad(rng.normal(0.0, 11.0))))
+    bow = rng.normal(0.0, 0.25)
+    width = rng.uniform(0.13, 0.20) + 0.05 * grade
+    along = (scene.x - x0) / half
+    ends = np.clip(1.0 - along * along, 0.0, 1.0)
+    off = (scene.y - (y0 + half * slope * along + bow * ends)) / (np.hypot(1.0, slope) * width * (0.5 + 0.5 * ends))
+    # A pixel is about as wide as the plate: a bell has no edge that could beat against the grid.
+    return np.exp(-0.5 * off * off) * np.sqrt(ends)
+
+
+def room_for_solids(air: Array) -> Array:
+    """Share of an `Effect`'s solid that finds room in the lung, 0 to 1: all of it where 4 cm of air are displaced."""
+    return np.minimum(np.float32((1.0 - LUNG_DENSITY) / 4.0) * air, np.float32(1.0))
+
+
+def _shown(shape: Array, air: Array, *, least: float) -> Array:
+    """Scale a shape of height 1 so that its bulk adds at least `least` cm where the lung leaves room for it."""
+    bulk = shape > 0.5
+    if not bulk.any():
+        return shape
+    room = float(np.median(room_for_solids(air)[bulk]))
+    return shape * np.float32(least / max(room, 0.35))
 
 
 def _cardiomegaly(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
@@ -236,7 +288,7 @@ def _consolidation(finding: Finding, scene: Scene, rng: np.random.Generator) -> 
     for side in _sides(finding):
         lung = scene.anatomy.lungs[side]
         places = (
-            [_zone(finding, rng)]
+            [_aerated(finding, scene, side, rng)]
             if finding.zone != "diffuse"
             else [(rng.uniform(0.3, 0.7), down) for down in (0.3, 0.55, 0.82)]
         )
@@ -245,7 +297,8 @@ def _consolidation(finding: Finding, scene: Scene, rng: np.random.Generator) -> 
             size = (3.0, 4.4, 5.8)[grade] * rng.uniform(0.85, 1.15)
             radii = (size * rng.uniform(0.85, 1.15), size * rng.uniform(0.7, 1.0))
             shape = _blob(scene, centre, radii, rng.uniform(-0.6, 0.6), rough, 0.28)
-            if finding.zone == "upper" and rng.random() < 0.6:
+            # Only the right lung has a horizontal fissure for an upper-lobe consolidation to end at.
+            if rng.random() < 0.6 and finding.zone == "upper" and side == "right":
                 fissure = centre[1] + 0.45 * radii[1] + 0.06 * (scene.x - centre[0])
                 shape = shape * smoothstep(0.18, -0.18, scene.y - fissure)
             airways = _bronchi(scene, side, centre, rng)
@@ -263,7 +316,7 @@ def _pneumonia(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effe
         if finding.zone == "diffuse":
             anchors = [(rng.uniform(0.25, 0.75), rng.uniform(0.2, 0.95)) for _ in range(4)]
         else:
-            anchors = [_zone(finding, rng)]
+            anchors = [_aerated(finding, scene, side, rng)]
         for across, down in anchors:
             centre = scene.place(side, across, down)
             spread = (1.2, 1.8, 2.6)[grade]
@@ -344,15 +397,19 @@ def _effusion(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effec
         depth = y - meniscus + 0.15 * noise
         seen = np.zeros_like(scene.x)
         if finding.kind == "layering":
-            veil = smoothstep(-0.1, 1.05, y / bottom) * (0.15, 0.25, 0.38)[grade] * share
-            floor = 0.9 * smoothstep(-0.8, 2.2, depth + (0.4 + 0.6 * grade))
+            # Fluid behind the lung of a lying patient: the more there is, the higher the veil reaches.
+            start = (0.42, 0.26, 0.02)[grade] + 0.3 * (1.0 - share)
+            veil = smoothstep(start, start + 0.75, y / bottom) * (0.16, 0.25, 0.38)[grade] * share
+            floor = (0.40, 0.55, 0.70)[grade] * smoothstep(-2.5, 2.5, depth + (0.4 + 0.6 * grade))
             amount = np.maximum(veil * (1.0 + 0.04 * noise), floor)
             seen[box] = amount * chord * (lung.below[box] < 1.2)
+            smooth = scene.frame.blur(seen, 0.3)
+            visible |= _without_holes(smooth > max(_VEIL, 0.18 * float(smooth.max())))
         else:
             amount = 0.96 * smoothstep(-0.35, 1.1 + 0.5 * grade, depth) ** 0.8
             seen[box] = amount * chord * (lung.below[box] < 1.2)
             amount = np.maximum(amount, 0.10 * smoothstep(-3.0 - grade, 0.5, depth))
-        visible |= _visible(seen, scene.frame, 0.25)
+            visible |= _visible(seen, scene.frame, 0.25)
         fluid[box] = np.maximum(fluid[box], amount * (chord > 0))
     return Effect(mask=visible, fluid=fluid)
 
@@ -390,15 +447,12 @@ def _pneumothorax(finding: Finding, scene: Scene, rng: np.random.Generator) -> E
 
 def _nodule(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
     grade = _GRADE[finding.severity]
-    radius = rng.uniform(*((0.8, 1.1), (1.2, 1.7), (2.1, 3.5))[grade])
+    radius = nodule_diameter(finding) / 2
     air = scene.anatomy.lungs[finding.side].air
     for _ in range(12):
         across, down = _zone(finding, rng)
         centre = scene.place(finding.side, across, min(down, 0.88))
-        column, row = scene.frame.pixels(np.array(centre[0]), np.array(centre[1]))
-        column = int(np.clip(column, 0, scene.frame.size - 1))
-        row = int(np.clip(row, 0, scene.frame.size - 1))
-        if air[row, column] > 7.0:
+        if _at(air, scene, centre) > 7.0:
             break
     dx, dy = scene.x - centre[0], (scene.y - centre[1]) * rng.uniform(0.9, 1.12)
     theta = np.arctan2(dy, dx)
@@ -407,7 +461,7 @@ def _nodule(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
     )
     distance = np.hypot(dx, dy) / (radius * (1.0 + bumps * (0.5 + 0.5 * grade)))
     solid = 2.0 * radius * np.clip(1.0 - distance**2, 0.0, None) ** 0.6
-    solid = solid * (1.5, 1.3, 0.9)[grade]
+    solid = solid * (1.8, 1.3, 0.9)[grade]
     if rng.random() < 0.2 and grade < 2:
         solid = solid * 1.6
     shell = scene.frame.blur(solid.astype(np.float32), 0.05)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from data_scripts.phantom.anatomy import LUNG_DENSITY, Anatomy, Body, build_anatomy, sample_body
-from data_scripts.phantom.cases import DEVICES, FINDINGS, Case
+from data_scripts.phantom.cases import DEVICES, FINDINGS, IMPLANTS, Case
 from data_scripts.phantom.devices import device_metal
 from data_scripts.phantom.hospitals import Hospital
-from data_scripts.phantom.pathology import Effect, Scene, finding_effect
+from data_scripts.phantom.pathology import Effect, Scene, finding_effect, room_for_solids
 from data_scripts.phantom.projection import Array, Frame, smoothstep
 
 # Effective linear attenuation at about 70 keV after beam hardening, per cm.
@@ -34,6 +34,7 @@ class Rendered:
         heart_mask: The heart's outline, bool.
         marker: Letter of the side marker, "L" or "R", or "" for none.
         marker_mask: Pixels of the marker, bool.
+        pixel: Side of a pixel in centimetres.
     """
 
     image: Array
@@ -43,40 +44,56 @@ class Rendered:
     heart_mask: NDArray[np.bool_]
     marker: str
     marker_mask: NDArray[np.bool_]
+    pixel: float
 
 
-def render_case(case: Case, hospital: Hospital, rng: np.random.Generator, *, size: int = 256) -> Rendered:
+def render_case(
+    case: Case, hospital: Hospital, rng: np.random.Generator, *, size: int = 256, study: int | None = None
+) -> Rendered:
     """Make the film of a case.
 
     Anatomy, findings, devices and film chain each have a random stream of their own, so that two cases
-    that differ in their findings alone share everything else when rendered from equal generators.
+    that differ in their findings alone share everything else when rendered from equal generators. What stays with
+    the patient comes from `case.patient` where that is given.
 
     Args:
         case: Patient, findings and devices.
         hospital: Imaging chain.
         rng: Source of every choice; the same state gives the same bytes.
         size: Pixels per side, 64 to 2048.
+        study: Seed of what all films of a study share beside the patient: breath and arms, course of lines, foreign
+            objects, field of view. None draws it with the film.
 
     Raises:
         ValueError: If `size` is out of range.
     """
     if not 64 <= size <= 2048:
         raise ValueError(f"size must lie between 64 and 2048, not {size}")
-    seeds = [int(seed) for seed in rng.integers(2**62, size=6)]
+    detector, detail, chain = _seeds(rng, 3)
+    patient = _seeds(rng if case.patient is None else np.random.default_rng(case.patient), 4)
+    body_seed, detail_of_patient, lesion_of_patient, implant = patient
+    pose, lesion, line, window = _seeds(rng if study is None else np.random.default_rng(study), 4)
     _keep_memory()
-    body = sample_body(case, np.random.default_rng(seeds[0]))
-    frame = _place_detector(hospital, body, np.random.default_rng(seeds[1]), size)
+    body = sample_body(case, np.random.default_rng(body_seed), np.random.default_rng(pose))
+    frame = _place_detector(hospital, body, np.random.default_rng(window), np.random.default_rng(detector), size)
     x, y = frame.grid()
-    anatomy = build_anatomy(case, body, frame, x, y, np.random.default_rng(seeds[2]))
+    anatomy = build_anatomy(
+        case, body, frame, x, y, np.random.default_rng(detail_of_patient), np.random.default_rng(detail)
+    )
     scene = Scene(case, body, anatomy, frame, x, y)
+    # What the patient has stays where it is from film to film; what lies on the patient does not.
+    places = {name: lesion if name == "foreign object" else lesion_of_patient for name in FINDINGS}
     effects = [
-        finding_effect(finding, scene, np.random.default_rng([seeds[3], FINDINGS.index(finding.name)]))
+        finding_effect(finding, scene, np.random.default_rng([places[finding.name], FINDINGS.index(finding.name)]))
         for finding in case.findings
     ]
     devices = {
-        name: device_metal(name, scene, np.random.default_rng([seeds[4], DEVICES.index(name)])) for name in case.devices
+        name: device_metal(
+            name, scene, np.random.default_rng([implant if name in IMPLANTS else line, DEVICES.index(name)])
+        )
+        for name in case.devices
     }
-    film = np.random.default_rng(seeds[5])
+    film = np.random.default_rng(chain)
     attenuation = _attenuate(anatomy, frame, effects, film)
     metal = sum([effect.metal for effect in effects] + list(devices.values()), np.float32(0.0))
     image = _develop(attenuation, METAL * metal, anatomy, hospital, frame, film)
@@ -89,7 +106,12 @@ def render_case(case: Case, hospital: Hospital, rng: np.random.Generator, *, siz
         heart_mask=anatomy.heart,
         marker=marker,
         marker_mask=marker_mask,
+        pixel=frame.pixel,
     )
+
+
+def _seeds(rng: np.random.Generator, count: int) -> list[int]:
+    return [int(seed) for seed in rng.integers(2**62, size=count)]
 
 
 @cache
@@ -102,10 +124,12 @@ def _keep_memory() -> None:
     np.empty(30 * 2**20, np.uint8)
 
 
-def _place_detector(hospital: Hospital, body: Body, rng: np.random.Generator, size: int) -> Frame:
-    margin = rng.uniform(2.2, 6.8)
+def _place_detector(
+    hospital: Hospital, body: Body, window: np.random.Generator, rng: np.random.Generator, size: int
+) -> Frame:
+    margin = window.uniform(2.2, 6.8)
     # A radiographer repeats the film that cuts off the costophrenic angles.
-    field_of_view = max(rng.uniform(*hospital.field_of_view), margin + body.height + 2.5)
+    field_of_view = max(window.uniform(*hospital.field_of_view), margin + body.height + 2.5)
     return Frame(
         size=size,
         field_of_view=field_of_view,
@@ -130,7 +154,7 @@ def _attenuate(
     gas = lung * air
     solids = [effect.solid for effect in effects if isinstance(effect.solid, np.ndarray)]
     extra = sum(solids) if solids else np.float32(0.0)
-    crowd = np.minimum(gas / np.float32(4.0), np.float32(1.0)) if solids else np.float32(0.0)
+    crowd = room_for_solids(air) if solids else np.float32(0.0)
     parenchyma = texture
     parenchyma *= np.float32(0.014)
     parenchyma *= air
@@ -259,7 +283,7 @@ def _finish(
         drawing.paste(stamp.rotate(turn, Image.Resampling.BILINEAR), corner)
         fill.paste(back.rotate(turn, Image.Resampling.BILINEAR), corner)
     if case.view == "AP" and rng.random() < hospital.label_probability:
-        words = ["PORTABLE", "AP", "MOBILE", "SUPINE" if case.supine else "AP ERECT", "SEMI-ERECT"]
+        words = ["PORTABLE", "AP", "MOBILE", *(["SUPINE"] if case.supine else ["AP ERECT", "SEMI-ERECT"])]
         text = words[int(rng.integers(len(words)))]
         spot = (rng.uniform(0.08, 0.7) * size, rng.choice([0.02, 0.94]) * size)
         ImageDraw.Draw(drawing).text(spot, text, fill=235, font=_font(max(6, size // 30)))

@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_scripts.phantom import lexicon, templates
-from data_scripts.phantom.cases import Case, Finding
+from data_scripts.phantom import consistency, lexicon, templates
+from data_scripts.phantom.cases import DEVICES, Case, Finding
+from data_scripts.phantom.consistency import Said, fitting
 
 _WORD = re.compile(r"\w+")
 _FIELD = re.compile(r"\{(\w+)\}")
 _SEVERITY_RANK = {"mild": 1, "moderate": 2, "severe": 3}
-_NEEDS_PRIOR = re.compile(r"\b(?:again|unchanged|stable)\b", re.IGNORECASE)
+_NEEDS_PRIOR = re.compile(r"\b(?:again|unchanged|stable|interval change)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class PhantomReport:
         phrases: Every phrase that names or denies a finding, impression first, in reading order.
         incidental_classes: CheXpert classes that the report states beside the case's findings: "Fracture" and
             "Pleural Other". Nothing on the film is marked for them, so they have no phrase.
+        devices: Devices (names of `cases.DEVICES`, in that order) that a section names as present.
     """
 
     text: str
@@ -71,6 +73,7 @@ class PhantomReport:
     impression: str
     phrases: tuple[Phrase, ...]
     incidental_classes: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 class _Mention(NamedTuple):
@@ -120,7 +123,8 @@ def write_report(case: Case, rng: np.random.Generator, *, previous: Case | None 
 
     A reader is drawn first; then, per finding, where it is mentioned (both sections, one of them, rarely not at
     all) and whether the reader hedges. A finding that is on the film is never denied, even when it goes
-    unmentioned; what is said of the lungs' inflation may not fit it (``LIMITS.md``).
+    unmentioned, and no sentence about the rest of the film contradicts it (`consistency.CONDITIONS`). Sizes of
+    nodules, heights of tubes, views and comparisons are those of the cases.
 
     Args:
         case: What is on the film.
@@ -149,8 +153,25 @@ def _pick(rng: np.random.Generator, options: Sequence) -> object:
 def _article(words: _Words) -> str:
     if words.number != "one":
         return ""
-    vowel = words.text[0].lower() in "aeiou" or words.text.startswith(("8 ", "18 "))
+    vowel = words.text[0].lower() in "aeiou" or words.text.startswith(("8 ", "11 ", "18 "))
     return "an " if vowel and not words.text.lower().startswith("uni") else "a "
+
+
+def _size_text(diameter: float, *, decimals: int = 0) -> str:
+    """A diameter in cm as readers dictate it: whole millimetres below 3 cm, else centimetres.
+
+    Phrases take no decimals: sentences are split at full stops when reports are cleaned.
+
+    >>> _size_text(1.4), _size_text(5.3), _size_text(5.3, decimals=1)
+    ('14 mm', '5 cm', '5.3 cm')
+    """
+    return f"{10 * diameter:.0f} mm" if diameter < 3.0 else f"{diameter:.{decimals}f} cm"
+
+
+def _clash(severity: str, head: str) -> bool:
+    """True if a word of severity does not go with a noun, or repeats a word of it."""
+    words, nouns = set(severity.split()), set(head.split())
+    return bool(words & nouns) or any(words & set(bad) and nouns & set(those) for bad, those in lexicon.CLASHES)
 
 
 def _fill(template: str, first: _Words, second: _Words | None = None, **extra: str) -> _Sentence:
@@ -208,6 +229,21 @@ def _phrase_fields(mention: _Mention) -> tuple[int | None, str, bool, bool, tupl
     return mention.finding, mention.name, mention.negated, mention.uncertain, mention.classes
 
 
+def _comparison(before: Finding, now: Finding) -> str:
+    """What became of a finding: "worse", "better", "unchanged", or "" if it moved or changed its kind."""
+    if (before.side, before.zone) != (now.side, now.zone) and before.name not in ("edema", "pleural effusion"):
+        return ""
+    if before.side != now.side:
+        return ""
+    if before.diameter and now.diameter:
+        growth = now.diameter / before.diameter
+        return "worse" if growth > 1.2 else "better" if growth < 0.8 else "unchanged"
+    step = _SEVERITY_RANK[now.severity] - _SEVERITY_RANK[before.severity]
+    if step:
+        return "worse" if step > 0 else "better"
+    return "unchanged" if before.kind == now.kind or now.name == "pleural effusion" else ""
+
+
 class _Dictation:
     """State of one report while it is dictated: what the reader decided to say about which finding."""
 
@@ -223,9 +259,13 @@ class _Dictation:
         self.names = {finding.name for finding in case.findings}
         self.incidental_classes: set[str] = set()
         self._decide_mentions()
-        self.severity = [self._severity_word(finding) for finding in case.findings]
+        self.named_devices: set[str] = set()
         self.change = [self._change(finding) for finding in case.findings]
         self.uncertain = {i for i, finding in enumerate(case.findings) if self.chance(self._doubt(finding))}
+        self.severity = [
+            self._severity_word(finding, change=change, hedged=i in self.uncertain)
+            for i, (finding, change) in enumerate(zip(case.findings, self.change, strict=True))
+        ]
         self.differential = self._decide_differential()
 
     def chance(self, probability: float) -> bool:
@@ -234,10 +274,10 @@ class _Dictation:
     def pick(self, options: Sequence) -> object:
         return _pick(self.rng, options)
 
-    def pick_text(self, options: Sequence[str]) -> str:
-        """A sentence without words of comparison, unless there is something to compare with."""
-        usable = options if self.compares else [text for text in options if not _NEEDS_PRIOR.search(text)]
-        return str(self.pick(usable))
+    def pick_text(self, options: Sequence[Said]) -> str:
+        """A sentence that fits the film, without words of comparison unless there is something to compare with."""
+        usable = fitting(options, self.case)
+        return str(self.pick(usable if self.compares else [text for text in usable if not _NEEDS_PRIOR.search(text)]))
 
     def _decide_mentions(self) -> None:
         self.in_findings: set[int] = set()
@@ -261,6 +301,8 @@ class _Dictation:
             self.in_findings.add(worst)
 
     def _doubt(self, finding: Finding) -> float:
+        if finding.severity == "severe" and finding.name != "pneumonia":
+            return 0.0
         base = {"pneumonia": 0.32, "consolidation": 0.18, "atelectasis": 0.12, "edema": 0.12}.get(finding.name, 0.08)
         if finding.name == "foreign object":
             return 0.0
@@ -281,10 +323,19 @@ class _Dictation:
         text, number, classes = self._noun_phrase(finding, self.severity[index], short=short)
         return _Words(text, number, _Mention(finding.name, index, False, uncertain, classes))
 
-    def _severity_word(self, finding: Finding) -> str:
-        options = lexicon.SEVERITY_WORDS[finding.name][finding.severity]
+    def _severity_word(self, finding: Finding, *, change: str = "", hedged: bool = False) -> str:
+        """How bad or how large a finding is; doubt and size go together only for small ones."""
+        if hedged and finding.severity == "moderate":
+            return ""
+        if finding.diameter and not hedged and self.chance(0.42):
+            return _size_text(finding.diameter)
+        options: Sequence[str] = lexicon.SEVERITY_WORDS[finding.name][finding.severity]
+        if finding.name == "nodule" and 0.0 < finding.diameter < 1.0:
+            options = lexicon.SUBCENTIMETER_WORDS
         if finding.zone == "diffuse":
             options = [word for word in options if word not in ("large", "rounded", "patchy")]
+        if change not in ("", "new"):
+            options = [word for word in options if word != "early"]
         return str(self.pick(options))
 
     def _noun_phrase(
@@ -295,14 +346,12 @@ class _Dictation:
         plural = bool(noun.plural) and (not noun.singular or finding.side == "bilateral" or finding.zone == "diffuse")
         head = noun.plural if plural else noun.singular
         number = "many" if plural else "one" if noun.countable else "mass"
-        if self.chance(0.12) or set(severity.split()) & set(head.split()):
+        if self.chance(0.12) or _clash(severity, head):
             severity = ""
         if finding.name in ("foreign object", "cardiomegaly"):
             before, after = "", self._foreign_place(finding) if finding.name == "foreign object" else ""
         else:
             before, after = self._place(finding, short=short)
-        if severity == "patchy" and noun in lexicon.COLLAPSE_NOUNS:
-            severity = ""
         if head.startswith(("lung ", "pulmonary ")) and ("lung" in before + after or "lobe" in before + after):
             head = head.split(" ", 1)[1]
         return " ".join(part for part in (severity, before, head, after) if part), number, classes
@@ -323,7 +372,9 @@ class _Dictation:
             return lexicon.Noun(f"{finding.kind} {self.pick(('edema', 'pulmonary edema'))}")
         if finding.kind == "layering" and self.chance(0.4):
             return lexicon.Noun("layering pleural effusion", "layering pleural effusions", True)
-        nouns = lexicon.NOUNS[finding.name]
+        nouns: Sequence[lexicon.Noun] = lexicon.NOUNS[finding.name]
+        if consistency.has_volume_loss(finding):
+            nouns = [noun for noun in nouns if "subsegmental" not in noun.singular]
         if hedged and finding.name in templates.INTERPRETED:
             nouns = [noun for noun in nouns if noun.classes != ("Lung Opacity",)]
         return self.pick(nouns)
@@ -337,7 +388,8 @@ class _Dictation:
             zone = "perihilar" if finding.name == "edema" and zone == "perihilar" else ""
         if finding.name == "pneumothorax" and (finding.severity == "severe" or self.chance(0.4)):
             zone = ""
-        if short and zone not in ("diffuse", "retrocardiac") and self.chance(0.3):
+        fixed = zone in ("diffuse", "retrocardiac") or consistency.has_volume_loss(finding)
+        if short and not fixed and self.chance(0.3):
             zone = ""
         bilateral = side == "bilateral"
         if self.chance(0.65):
@@ -365,36 +417,45 @@ class _Dictation:
             return "unchanged" if before == finding else ""
         if before is None:
             return "new"
-        if before.side != finding.side:
-            return ""
-        step = _SEVERITY_RANK[finding.severity] - _SEVERITY_RANK[before.severity]
-        return "worse" if step > 0 else "better" if step < 0 else "unchanged"
+        return _comparison(before, finding)
 
-    def _tail(self, finding: Finding) -> str:
-        options = templates.TAILS.get(finding.name, ())
-        if not options or not self.chance(0.25 * self.reader.detail):
+    def _tail(self, finding: Finding, phrase: str) -> str:
+        """Words after ``phrase`` that fit the finding and the film, or ""."""
+        if not self.chance(0.25 * self.reader.detail):
             return ""
-        if finding.name == "pneumothorax" and finding.severity == "severe":
+        options = [
+            tail.text
+            for tail in templates.TAILS.get(finding.name, ())
+            if finding.severity in tail.severities
+            and tail.zone in ("", finding.zone)
+            and not set(tail.unless) & set(phrase.split())
+            and (finding.diameter or "{size}" not in tail.text)
+            and fitting([Said(tail.text, tail.needs)], self.case)
+        ]
+        if not options:
             return ""
-        tail = str(self.pick(options))
+        text = str(self.pick(options)).format(size=_size_text(finding.diameter, decimals=1))
         if finding.side == "bilateral":
-            tail = tail.replace("the costophrenic angle", "the costophrenic angles")
-            tail = tail.replace("the hemidiaphragm", "both hemidiaphragms")
-            tail = tail.replace("the lateral chest wall", "the lateral chest walls")
-        return tail
+            text = text.replace("the costophrenic angle", "the costophrenic angles")
+            text = text.replace("the hemidiaphragm", "both hemidiaphragms")
+            text = text.replace("the hemithorax", "both hemithoraces")
+            text = text.replace("the lateral chest wall", "the lateral chest walls")
+        return text
 
     def _statement(self, index: int, *, impression: bool) -> _Sentence:
         """One sentence about one finding."""
         finding = self.case.findings[index]
         if finding.name == "cardiomegaly" and self.chance(0.25 if impression else 0.6):
             return self._heart_clause(index)
-        if index in self.uncertain and finding.name in templates.INTERPRETED and self.chance(0.45):
+        severe = finding.severity == "severe"
+        if index in self.uncertain and finding.name in templates.INTERPRETED and (severe or self.chance(0.45)):
             return self._interpretation(index, short=impression)
         words = self._words(index, short=impression)
         if index in self.uncertain:
             return _fill(str(self.pick(templates.UNCERTAIN)), words)
         change = self.change[index] if self.chance(0.7) else ""
-        worsened, improved = templates.VERBS[finding.name in templates.SIZED]
+        sized = finding.name in templates.SIZED
+        worsened, improved = templates.VERBS[sized]
         verbs = {
             "since": str(self.pick(templates.SINCE)),
             "worsened": str(self.pick(worsened)),
@@ -403,8 +464,8 @@ class _Dictation:
         changed = {
             "new": templates.NEW,
             "unchanged": templates.UNCHANGED,
-            "worse": templates.WORSE,
-            "better": templates.BETTER,
+            "worse": templates.LARGER if sized else templates.WORSE,
+            "better": templates.SMALLER if sized else templates.BETTER,
         }
         if change:
             return _fill(str(self.pick(changed[change])), words, **verbs)
@@ -415,7 +476,7 @@ class _Dictation:
             options = templates.TELEGRAPHIC if self.chance(self.reader.telegraphic) else templates.PLAIN
         if " " not in words.text:  # a sentence of one word would be dropped when reports are cleaned
             options = templates.PLAIN
-        return _fill(str(self.pick(options)), words, t=self._tail(finding))
+        return _fill(str(self.pick(options)), words, t=self._tail(finding, words.text))
 
     def _interpretation(self, index: int, *, short: bool) -> _Sentence:
         """A certain opacity with an uncertain name: "a left basilar opacity, which may represent pneumonia"."""
@@ -425,11 +486,14 @@ class _Dictation:
         seen = _Words(text, number, _Mention(finding.name, index, False, False, classes))
         classes = lexicon.CLASSES_OF_FINDING[finding.name]
         guess = _Words(finding.name, "mass", _Mention(finding.name, index, False, True, classes))
-        return _fill(str(self.pick(templates.INTERPRETATIONS)), seen, guess)
+        infection = finding.name != "atelectasis"
+        options = templates.INTERPRETATIONS + (templates.CONCERNS if infection else ())
+        return _fill(str(self.pick(options)), seen, guess)
 
     def _heart_clause(self, index: int) -> _Sentence:
         finding = self.case.findings[index]
-        adverb = str(self.pick(lexicon.DEGREE_ADVERBS[finding.severity]))
+        vague = index in self.uncertain and finding.severity != "mild"
+        adverb = "" if vague else str(self.pick(lexicon.DEGREE_ADVERBS[finding.severity]))
         subject = str(self.pick(("heart", "cardiac silhouette", "heart")))
         verb = "may be" if index in self.uncertain else "is"
         if verb == "is" and self.change[index] == "unchanged":
@@ -461,7 +525,9 @@ class _Dictation:
 
     def _paired(self, first: int, second: int, *, impression: bool) -> _Sentence:
         options = templates.IMPRESSION_PAIRED if impression else templates.PAIRED
-        if {self.case.findings[i].name for i in (first, second)} & {"cardiomegaly", "nodule"}:
+        one, other = self.case.findings[first], self.case.findings[second]
+        near = one.side == other.side or "bilateral" in (one.side, other.side)
+        if not near or {one.name, other.name} not in templates.ASSOCIATED:
             options = [text for text in options if "with " not in text]
         pair = (self._words(first, short=impression), self._words(second, short=impression))
         return _fill(str(self.pick(options)), *pair)
@@ -528,13 +594,23 @@ class _Dictation:
         for old in self.previous.findings:
             blocked = templates.DENIAL_BLOCKED_BY.get(old.name, {old.name}) & self.names
             doubtful = self.differential is not None and old.name in ("pneumonia", "consolidation")
-            if blocked or doubtful or old.name in ("foreign object", "cardiomegaly", "nodule"):
+            hidden = old.name == "covid-like opacities" and self.names & set(lexicon.IN_THE_LUNG)
+            if blocked or doubtful or hidden or old.name in ("foreign object", "cardiomegaly", "nodule"):
                 continue
             if self.chance(0.5):
-                text, number, classes = self._noun_phrase(old, self._severity_word(old), short=True)
+                severity = self._severity_word(old, change="better")
+                text, number, classes = self._noun_phrase(old, severity, short=True, noun=self._noun_of_old(old))
                 mention = _Mention(old.name, None, True, False, classes)
-                sentences.append(_fill(str(self.pick(templates.RESOLVED)), _Words(text, number, mention)))
+                options = templates.CLEARED if old.name in lexicon.IN_THE_LUNG else templates.RESOLVED
+                sentences.append(_fill(str(self.pick(options)), _Words(text, number, mention)))
         return sentences
+
+    def _noun_of_old(self, old: Finding) -> lexicon.Noun:
+        """A noun for something that is gone; no "opacity" is gone while the lungs hold another."""
+        while True:
+            noun = self._noun(old, hedged=False)
+            if old.name == "covid-like opacities" or "opacit" not in noun.singular + noun.plural:
+                return noun
 
     def _findings_section(self) -> list[_Sentence]:
         by_topic: dict[str, list[int]] = {}
@@ -555,12 +631,8 @@ class _Dictation:
             order[i], order[i + 1] = order[i + 1], order[i]
         sentences = [sentence for topic in order for sentence in topics[topic]]
         if self.compares and self.chance(0.25):
-            lead = (
-                "Comparison is made to the prior study from ___.",
-                "Compared to the previous radiograph of ___, patient positioning is similar.",
-                "In comparison with the study of ___, the technique is similar.",
-            )
-            sentences.insert(0, [str(self.pick(lead))])
+            alike = self.previous is None or consistency.same_technique(self.case, self.previous)
+            sentences.insert(0, [str(self.pick(templates.LEADS[alike]))])
         return sentences
 
     def _lungs_topic(self, indices: Sequence[int], deny: list[str]) -> list[_Sentence]:
@@ -571,14 +643,14 @@ class _Dictation:
             for finding in self.case.findings
         )
         inflated = self.chance(0.45 if self.case.inspiration == "normal" else 0.75)
-        if inflated and not (clear and self.case.inspiration == "normal"):
-            sentences.append([str(self.pick(lexicon.INSPIRATION_SENTENCES[self.case.inspiration]))])
+        volumes = fitting(lexicon.INSPIRATION_SENTENCES[self.case.inspiration], self.case)
+        if volumes and inflated and not (clear and self.case.inspiration == "normal"):
+            sentences.append([str(self.pick(volumes))])
         sentences += self._statements(indices, impression=False)
         resolved = self._resolved()
         sentences += resolved
         if clear and not resolved and self.chance(0.6):
-            normal = self.case.inspiration == "normal"
-            sentences.append([str(self.pick(lexicon.LUNGS_CLEAR if normal else lexicon.LUNGS_CLEAR_NOT_INFLATED))])
+            sentences.append([self.pick_text(lexicon.LUNGS_CLEAR)])
         for sentence in resolved:
             for part in sentence:
                 if isinstance(part, _Words) and part.mention.name in deny:
@@ -611,19 +683,14 @@ class _Dictation:
 
     def _heart_topic(self, indices: Sequence[int], deny: list[str]) -> list[_Sentence]:
         sentences = self._statements(indices, impression=False)
-        wide = self.chance(0.4)
+        outlined = self._fits("heart border")
+        wide = outlined and self._fits("mediastinum") and self.chance(0.4)
         if "cardiomegaly" in deny and self.chance(0.92):
-            table = lexicon.MEDIASTINUM_NORMAL_PHRASES if wide else lexicon.HEART_NORMAL_PHRASES
-            text, template = self.pick(table)
-            classes = ("Cardiomegaly", "Enlarged Cardiomediastinum") if wide else ("Cardiomegaly",)
-            sentences.append(
-                _fill(template, _Words(text, "mass", _Mention("cardiomegaly", None, True, False, classes)))
-            )
+            sentences.append(self._heart_normal(wide=wide) if outlined else [str(self.pick(lexicon.HEART_HIDDEN))])
         if self.chance(0.85 * self.reader.detail):
-            said = ("aortic",) if self.case.incidentals else ()
-            said += ("ediastinal",) if wide else ()
-            usable = [text for text in lexicon.HILA_NORMAL if not any(word in text for word in said)]
-            sentences.append([self.pick_text(usable)])
+            usable = self._outlines(wide=wide)
+            if usable:
+                sentences.append([self.pick_text(usable)])
         if "edema" in deny and self.chance(0.25):
             deny.remove("edema")
             sentences.append(self._denial(["edema"]))
@@ -632,6 +699,30 @@ class _Dictation:
                 sentences.append([str(self.pick(lexicon.INCIDENTAL_SENTENCES[name]))])
         return sentences
 
+    def _fits(self, condition: str) -> bool:
+        return consistency.CONDITIONS[condition](self.case)
+
+    def _heart_normal(self, *, wide: bool) -> _Sentence:
+        """A denial of cardiomegaly and, if ``wide``, of a wide mediastinum."""
+        table = lexicon.HEART_NORMAL_PHRASES
+        if wide:
+            table = lexicon.MEDIASTINUM_NORMAL_PHRASES
+            table += lexicon.MEDIASTINUM_UNREMARKABLE_PHRASES if self._fits("no calcified aorta") else ()
+        text, template = self.pick(table)
+        classes = ("Cardiomegaly", "Enlarged Cardiomediastinum") if wide else ("Cardiomegaly",)
+        return _fill(template, _Words(text, "mass", _Mention("cardiomegaly", None, True, False, classes)))
+
+    def _outlines(self, *, wide: bool) -> list[Said]:
+        """Sentences about hila, mediastinum and trachea that fit; none that repeats a ``wide`` denial."""
+        alike = self.previous is None or consistency.same_outline(self.case, self.previous)
+        return [
+            said
+            for said in lexicon.HILA_NORMAL
+            if fitting([said], self.case)
+            and not (wide and "ediastin" in said.text)
+            and (not _NEEDS_PRIOR.search(said.text) or (self.compares and alike))
+        ]
+
     def _bones_topic(self) -> list[_Sentence]:
         fractured = any(name.endswith("rib fracture") for name in self.case.incidentals)
         sentences = self._incidental("rib fracture", lexicon.FRACTURE_SENTENCES)
@@ -639,16 +730,17 @@ class _Dictation:
         for name in spine:
             if self.chance(0.6):
                 sentences.append([str(self.pick(lexicon.INCIDENTAL_SENTENCES[name]))])
-        if not spine and not fractured and self.chance(0.9 * self.reader.detail):
-            if self.chance(0.2):
+        if self.chance((0.3 if spine or fractured else 0.9) * self.reader.detail):
+            if not fractured and self.chance(0.2):
                 template = str(self.pick(lexicon.FRACTURE_NEGATED))
                 text = str(self.pick(("rib fracture", "fracture")))
                 mention = _Mention("fracture", None, True, False, ("Fracture",))
                 sentences.append(_fill(template, _Words(text, "mass", mention)))
             else:
-                sentences.append([str(self.pick(lexicon.BONES_NORMAL))])
-        if self.chance(0.6 * self.reader.detail):
-            sentences.append([str(self.pick(lexicon.ABDOMEN_NORMAL))])
+                sentences.append([self.pick_text(lexicon.BONES_NORMAL)])
+        below = fitting(lexicon.ABDOMEN_NORMAL, self.case)
+        if below and self.chance(0.6 * self.reader.detail):
+            sentences.append([str(self.pick(below))])
         return sentences
 
     def _incidental(self, kind: str, options: Sequence[str]) -> list[_Sentence]:
@@ -662,15 +754,41 @@ class _Dictation:
         return [[text[0].upper() + text[1:]]]
 
     def _devices_topic(self, foreign: Sequence[int]) -> list[_Sentence]:
-        sentences = []
+        sentences: list[_Sentence] = []
         for name in self.case.devices:
             if self.chance(0.4 if name in ("ecg leads", "sternal wires") else 0.9):
-                sentences.append([self.pick_text(lexicon.DEVICE_SENTENCES[name]).format(cm=self._tube_height())])
+                self.named_devices.add(name)
+                sentences.append([str(self.pick(self._device_sentences(name))).format(cm=self._tube_height())])
+        for name in self._devices_gone():
+            if self.chance(0.5):
+                sentences.append([str(self.pick(lexicon.DEVICE_GONE[name]))])
         return sentences + self._statements(foreign, impression=False)
 
+    def _device_sentences(self, name: str) -> Sequence[str]:
+        """What may be said of a device, given the earlier film if there is one."""
+        plain = fitting(lexicon.DEVICE_SENTENCES[name], self.case)
+        if name == "endotracheal tube" and self.chance(0.5):
+            plain = [text for text in plain if re.search(r"\b(?:low|high)\b", text, re.IGNORECASE)] or plain
+        if self.previous is None:
+            kept = lexicon.DEVICE_KEPT.get(name, ()) if self.compares else ()
+            return kept if kept and self.chance(0.2) else plain
+        if name not in self.previous.devices:
+            return lexicon.DEVICE_NEW[name] if name in lexicon.DEVICE_NEW and self.chance(0.5) else plain
+        kept = lexicon.DEVICE_KEPT.get(name, ())
+        if name == "endotracheal tube":
+            moved = self.case.tube_height - self.previous.tube_height
+            if abs(moved) >= 1.0:
+                kept = lexicon.TUBE_MOVED["higher" if moved > 0 else "lower"]
+            elif abs(moved) > 0.3:
+                kept = ()
+        return kept if kept and self.chance(0.35) else plain
+
+    def _devices_gone(self) -> list[str]:
+        before = self.previous.devices if self.previous else ()
+        return [name for name in before if name not in self.case.devices and name in lexicon.DEVICE_GONE]
+
     def _tube_height(self) -> str:
-        whole = int(self.rng.integers(2, 7))
-        return f"{whole}.{int(self.rng.integers(1, 10))}" if self.chance(0.4) else str(whole)
+        return f"{self.case.tube_height:.{int(self.chance(0.4))}f}"
 
     def _impression_section(self) -> list[_Sentence]:
         sentences = []
@@ -697,7 +815,7 @@ class _Dictation:
     def _follow_up(self, order: Sequence[int]) -> str:
         names = [self.case.findings[i].name for i in order]
         key = next((name for name in names if name in templates.FOLLOW_UPS), "")
-        return str(self.pick(templates.FOLLOW_UPS[key]))
+        return self.pick_text(templates.FOLLOW_UPS[key])
 
     def _impression_without_findings(self) -> list[_Sentence]:
         sentences: list[_Sentence] = self._device_summary()
@@ -706,23 +824,28 @@ class _Dictation:
             self.rng.shuffle(deny)
             sentences.append(self._denial(deny[: 1 + int(self.chance(0.35))]))
         if not sentences or self.chance(0.9):
-            kinds = tuple(lexicon.INCIDENTAL_CLASSES)
-            marked = self.case.devices or any(name.endswith(kinds) for name in self.case.incidentals)
-            normal = [t for t in templates.IMPRESSION_NORMAL if not (marked and t.startswith(("Normal", "Unrem")))]
-            sentences.append([str(self.pick(normal))])
-        if self.previous is not None and not self.previous.findings and self.chance(0.3):
-            sentences.append(
-                [str(self.pick(("No significant interval change.", "No relevant change from the prior study.")))]
-            )
+            sentences.append([self.pick_text(templates.IMPRESSION_NORMAL)])
+        if self._nothing_changed() and self.chance(0.3):
+            sentences.append([str(self.pick(templates.NO_CHANGE))])
         if not self.has_findings:
             sentences += self._heart_topic([], self._deniable())[:2]
         return sentences
+
+    def _nothing_changed(self) -> bool:
+        before = self.previous
+        if before is None or before.findings or self.case.findings:
+            return False
+        return before.devices == self.case.devices and before.inspiration == self.case.inspiration
 
     def _device_summary(self) -> list[_Sentence]:
         named = [name for name in self.case.devices if name in lexicon.DEVICE_NAMES_SHORT]
         if not named or not self.chance(0.4):
             return []
-        name = str(self.pick(lexicon.DEVICE_NAMES_SHORT[str(self.pick(named))]))
+        device = str(self.pick(named))
+        self.named_devices.add(device)
+        name = str(self.pick(lexicon.DEVICE_NAMES_SHORT[device]))
+        if device == "endotracheal tube" and not (self._fits("tube standard") and self.chance(0.5)):
+            return [[f"{name} tip {self._tube_height()} cm above the carina."]]
         endings = ("in standard position.", "in appropriate position.", "in satisfactory position.")
         return [[f"{name} {self.pick(endings)}"]]
 
@@ -742,25 +865,17 @@ class _Dictation:
             impression,
             tuple(in_impression + in_findings),
             tuple(sorted(self.incidental_classes)),
+            tuple(name for name in DEVICES if name in self.named_devices),
         )
 
     def _whole_text(self, findings: str, impression: str) -> str:
-        bedside = self.case.view == "AP"
-        titles = (
-            ("CHEST (PORTABLE AP)", "PORTABLE CHEST RADIOGRAPH") if bedside else ("CHEST (PA AND LAT)", "CHEST (PA)")
-        )
-        techniques = (
-            ("Portable AP chest", "Single portable view of the chest", "Chest AP", "Semi-upright AP view")
-            if bedside
-            else ("Chest PA and lateral", "Frontal view of the chest", "PA view of the chest")
-        )
         comparisons = ("___", "Chest radiograph ___.", "Comparison is made to ___.", "Prior chest radiograph from ___.")
         sections = [
-            ("EXAMINATION", str(self.pick(titles))),
+            ("EXAMINATION", self.pick_text(lexicon.TITLES)),
             (self.reader.history_header, self._indication()),
         ]
         if self.chance(0.75):
-            sections.append(("TECHNIQUE", str(self.pick(techniques))))
+            sections.append(("TECHNIQUE", self.pick_text(lexicon.TECHNIQUES)))
         sections.append(("COMPARISON", str(self.pick(comparisons if self.compares else ("None.", "None available.")))))
         sections += [(name, text) for name, text in (("FINDINGS", findings), ("IMPRESSION", impression)) if text]
         lines = [" " * 33 + "FINAL REPORT"]
@@ -781,4 +896,4 @@ class _Dictation:
         text = f"{person} with {self.pick(lexicon.COMPLAINTS)}"
         if self.chance(0.4):
             text = f"{person} with {self.pick(lexicon.HISTORIES)} and {self.pick(lexicon.COMPLAINTS)}"
-        return f"{text}  // {self.pick(lexicon.QUESTIONS)}" if self.chance(0.7) else f"{text}."
+        return f"{text}  // {self.pick_text(lexicon.QUESTIONS)}" if self.chance(0.7) else f"{text}."

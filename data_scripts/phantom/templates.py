@@ -4,6 +4,12 @@ Fields: ``{p}`` the phrase and ``{q}`` a second one, ``{a}`` and ``{b}`` their a
 ``{was}`` verbs that agree with ``{p}``, ``{t}`` a tail, ``{since}`` a comparison.
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from data_scripts.phantom.consistency import Said
+
 TOPIC = {
     "atelectasis": "lungs",
     "consolidation": "lungs",
@@ -62,7 +68,7 @@ NEW = (
     "New {p}.",
     "There {is} now {a}{p}.",
     "{a}{p} {has} developed in the interval.",
-    "{a}{p} {was} not seen on the prior study.",
+    "{a}{p} {is} seen, not present on the prior study.",
 )
 UNCHANGED = (
     "The {p} {is} unchanged {since}.",
@@ -81,7 +87,7 @@ WORSE = (
     "The {p} {has} {worsened} in the interval.",
     "Worsening {p}.",
     "{a}{p} {is} worse {since}.",
-    "Slight interval progression of the {p}.",
+    "Interval progression of the {p}.",
 )
 BETTER = (
     "The {p} {has} {improved} {since}.",
@@ -91,13 +97,29 @@ BETTER = (
     "{a}{p} {is} less pronounced {since}.",
     "{a}{p} persists but {has} {improved}.",
 )
+LARGER = (
+    "The {p} {has} {worsened} {since}.",
+    "Interval increase in size of the {p}.",
+    "The {p} {has} {worsened} in the interval.",
+    "Interval enlargement of the {p}.",
+    "{a}{p} {is} larger {since}.",
+)
+SMALLER = (
+    "The {p} {has} {improved} {since}.",
+    "Interval decrease in size of the {p}.",
+    "The {p} {has} {improved} in the interval.",
+    "{a}{p} {is} smaller {since}.",
+    "{a}{p} persists but {has} {improved}.",
+)
 RESOLVED = (
     "Previously seen {p} {has} resolved.",
     "The previous {p} {has} resolved.",
     "Interval resolution of the {p}.",
     "The {p} {is} no longer seen.",
-    "Prior {p} {has} cleared.",
 )
+CLEARED = (*RESOLVED, "Prior {p} {has} cleared.")
+"""What may be said of something in the lung that is gone; air and fluid around it do not clear."""
+
 SINCE = (
     "since the prior study",
     "compared to the prior study",
@@ -115,6 +137,16 @@ PAIRED = (
     "{a}{p} and {b}{q} are noted.",
     "{a}{p}, along with {b}{q}, {is} seen.",
 )
+ASSOCIATED = (
+    frozenset({"pleural effusion", "atelectasis"}),
+    frozenset({"pleural effusion", "consolidation"}),
+    frozenset({"pleural effusion", "pneumonia"}),
+    frozenset({"pleural effusion", "edema"}),
+    frozenset({"atelectasis", "pneumothorax"}),
+    frozenset({"atelectasis", "consolidation"}),
+)
+"""Findings that a reader joins by "with"."""
+
 IMPRESSION_PAIRED = (
     "{p} and {q}.",
     "{p} with {q}.",
@@ -129,9 +161,12 @@ INTERPRETATIONS = (
     "{a}{p} could reflect {q}.",
     "{a}{p}, possibly {q}.",
     "{a}{p} {is} seen, and {q} cannot be excluded.",
+)
+CONCERNS = (
     "{a}{p} {is} concerning for possible {q}.",
     "There {is} {a}{p}, question of {q}.",
 )
+"""Further interpretations that fit infection, not atelectasis."""
 IMPRESSION_PLAIN = (
     "{p}.",
     "{p}.",
@@ -151,28 +186,73 @@ DENIAL_LISTS = (
     "Negative for {list}.",
     "There is no radiographic evidence of {list}.",
 )
-TAILS: dict[str, tuple[str, ...]] = {
-    "consolidation": (" with air bronchograms", ", without associated volume loss", ", with ill-defined margins"),
+
+
+class Tail(NamedTuple):
+    """Words that may follow a phrase.
+
+    Attributes:
+        text: The words, with the space or comma before them; ``{size}`` is a diameter.
+        severities: Severities that they fit.
+        zone: Only for findings of this zone; "" fits all.
+        unless: Not after a phrase that holds one of these words.
+        needs: Conditions on the film, keys of `consistency.CONDITIONS`.
+    """
+
+    text: str
+    severities: tuple[str, ...] = ("mild", "moderate", "severe")
+    zone: str = ""
+    unless: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+_LESSER = ("mild", "moderate")
+_GREATER = ("moderate", "severe")
+
+TAILS: dict[str, tuple[Tail, ...]] = {
+    "consolidation": (
+        Tail(" with air bronchograms", _GREATER),
+        Tail(", without associated volume loss", needs=("unhindered",)),
+        Tail(", with ill-defined margins"),
+    ),
     "edema": (
-        " with cephalization of the pulmonary vessels",
-        ", with indistinct vascular markings",
-        " and vascular engorgement",
+        Tail(" with cephalization of the pulmonary vessels", needs=("upright",)),
+        Tail(", with indistinct vascular markings"),
+        Tail(" and vascular engorgement"),
     ),
     "pleural effusion": (
-        " with blunting of the costophrenic angle",
-        ", partially obscuring the hemidiaphragm",
-        ", tracking along the lateral chest wall",
+        Tail(" with blunting of the costophrenic angle", _LESSER, needs=("upright",)),
+        Tail(", partially obscuring the hemidiaphragm", _GREATER),
+        Tail(", tracking along the lateral chest wall", _GREATER, needs=("upright",)),
+        Tail(", layering posteriorly", needs=("supine",), unless=("layering",)),
+        Tail(", with hazy opacification of the hemithorax", _GREATER, needs=("supine",)),
     ),
     "pneumothorax": (
-        " without mediastinal shift",
-        ", without evidence of tension",
-        ", with a visible pleural line",
-        " without displacement of the mediastinum",
+        Tail(" without mediastinal shift", _LESSER, needs=("unshifted",)),
+        Tail(", without evidence of tension", _LESSER, needs=("unshifted",)),
+        Tail(", with a visible pleural line", _LESSER),
+        Tail(" without displacement of the mediastinum", _LESSER, needs=("unshifted",)),
     ),
-    "pneumonia": (" in the appropriate clinical setting", ", with air bronchograms"),
-    "nodule": (", not clearly calcified", " with smooth margins", ", of uncertain etiology"),
-    "covid-like opacities": (", with relative sparing of the perihilar regions", ", in a subpleural distribution"),
-    "foreign object": (", likely external to the patient", ", presumably outside the patient"),
+    "pneumonia": (
+        Tail(", with air bronchograms", _GREATER),
+        Tail(", with ill-defined margins"),
+    ),
+    "nodule": (
+        Tail(", not clearly calcified"),
+        Tail(" with smooth margins", unless=("lobulated",)),
+        Tail(", of uncertain etiology"),
+        Tail(", measuring {size}", unless=("mm", "cm", "subcentimeter")),
+        Tail(", measuring approximately {size}", unless=("mm", "cm", "subcentimeter")),
+    ),
+    "covid-like opacities": (
+        Tail(", with relative sparing of the perihilar regions", zone="peripheral"),
+        Tail(", in a subpleural distribution", zone="peripheral"),
+        Tail(", with relative sparing of the upper lungs", zone="basal"),
+    ),
+    "foreign object": (
+        Tail(", likely external to the patient"),
+        Tail(", presumably outside the patient"),
+    ),
 }
 SIZED = ("pleural effusion", "pneumothorax", "nodule")
 VERBS = {
@@ -184,7 +264,7 @@ DIFFERENTIALS = (
     ("superimposed pneumonia", "{p} is not excluded."),
     ("pneumonia", "In the appropriate clinical setting, {p} could be considered."),
     ("infection", "Underlying {p} is difficult to exclude."),
-    ("early pneumonia", "Early consolidation or {p} may have this appearance."),
+    ("pneumonia", "Early consolidation or {p} may have this appearance."),
 )
 DIFFERENTIAL_TARGETS = ("atelectasis", "consolidation")
 VIRAL = (
@@ -195,37 +275,53 @@ VIRAL = (
     ("multifocal viral pneumonia", "Findings are concerning for {p}."),
 )
 IMPRESSION_NORMAL = (
-    "No acute cardiopulmonary process.",
-    "No acute cardiopulmonary abnormality.",
-    "No radiographic evidence of acute cardiopulmonary disease.",
-    "Normal chest radiograph.",
-    "No acute intrathoracic process.",
-    "No acute cardiopulmonary findings.",
-    "Unremarkable chest radiographic examination.",
-    "No evidence of acute cardiopulmonary process.",
-    "No acute findings in the chest.",
+    Said("No acute cardiopulmonary process."),
+    Said("No acute cardiopulmonary abnormality."),
+    Said("No radiographic evidence of acute cardiopulmonary disease."),
+    Said("Normal chest radiograph.", ("spotless",)),
+    Said("No acute intrathoracic process."),
+    Said("No acute cardiopulmonary findings."),
+    Said("Unremarkable chest radiographic examination.", ("spotless",)),
+    Said("No evidence of acute cardiopulmonary process."),
+    Said("No acute findings in the chest."),
 )
-FOLLOW_UPS: dict[str, tuple[str, ...]] = {
+NO_CHANGE = ("No significant interval change.", "No relevant change from the prior study.")
+LEADS = {
+    True: (
+        "Comparison is made to the prior study from ___.",
+        "Compared to the previous radiograph of ___, patient positioning is similar.",
+        "In comparison with the study of ___, the technique is similar.",
+    ),
+    False: (
+        "Comparison is made to the prior study from ___.",
+        "In comparison with the study of ___, the technique differs.",
+        "Comparison to the radiograph of ___ is limited by differences in positioning.",
+    ),
+}
+"""First sentences of a comparison, by whether both films were taken in the same way."""
+
+FOLLOW_UPS: dict[str, tuple[Said, ...]] = {
     "nodule": (
-        "Chest CT is recommended for further evaluation.",
-        "Recommend nonemergent CT of the chest for characterization.",
-        "Comparison with prior imaging or chest CT is advised.",
+        Said("Chest CT is recommended for further evaluation."),
+        Said("Recommend nonemergent CT of the chest for characterization."),
+        Said("CT of the chest is advised for characterization."),
     ),
     "pneumonia": (
-        "Follow up radiographs after treatment are recommended to ensure resolution.",
-        "Recommend follow-up in ___ weeks to document clearing.",
-        "Repeat radiographs after therapy are suggested.",
+        Said("Follow up radiographs after treatment are recommended to ensure resolution."),
+        Said("Recommend follow-up in ___ weeks to document clearing."),
+        Said("Repeat radiographs after therapy are suggested."),
     ),
     "consolidation": (
-        "Follow up to resolution is recommended.",
-        "Dedicated PA and lateral views would be helpful.",
+        Said("Follow up to resolution is recommended."),
+        Said("Dedicated PA and lateral views would be helpful.", ("bedside",)),
     ),
     "pneumothorax": (
-        "Findings were communicated to ___ by telephone at ___ on ___.",
-        "These findings were discussed with ___ at the time of discovery.",
-        "Attention on follow-up radiographs is advised.",
+        Said("Findings were communicated to ___ by telephone at ___ on ___.", ("urgent",)),
+        Said("These findings were discussed with ___ at the time of discovery.", ("urgent",)),
+        Said("Attention on follow-up radiographs is advised."),
+        Said("Short-term follow-up radiograph is recommended."),
     ),
-    "foreign object": ("Correlate with direct inspection.", "Clinical correlation is advised."),
-    "edema": ("Correlate with volume status.", "Recommend repeat after diuresis."),
-    "": ("Clinical correlation is recommended.", "Attention on follow-up is advised."),
+    "foreign object": (Said("Correlate with direct inspection."), Said("Clinical correlation is advised.")),
+    "edema": (Said("Correlate with volume status."), Said("Recommend repeat radiograph after diuresis.")),
+    "": (Said("Clinical correlation is recommended."), Said("Attention on follow-up is advised.")),
 }

@@ -303,10 +303,6 @@ def enlarge_map(
     if rows * columns != len(values):
         raise ValueError(f"{len(values)} patches do not fill a grid of {rows} x {columns}; pass grid=(rows, columns)")
     small = values.detach().float().cpu().reshape(1, 1, rows, columns)
-    if (
-        offset == ON_TILES
-    ):  # equal to the other way but for rounding, and numbers made before it was there keep their bits
-        return F.interpolate(small, size=(image_size, image_size), mode="bilinear")[0, 0].numpy()
     return _moved(small, offset, (rows, columns), (image_size, image_size), outside="border")[0, 0].numpy()
 
 

@@ -11,7 +11,7 @@ The reports themselves are not shipped, as in the original.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_scripts.phantom import PHANTOM_FILE
@@ -27,6 +27,7 @@ from data_scripts.phantom.layouts.common import (
     dataset_key,
     follow_up,
     generator,
+    patient_seed,
     write_csv,
     write_films,
 )
@@ -83,14 +84,16 @@ def _plan(settings: Settings, split: str) -> list[_Row]:
     while left > 0:
         rng = generator(settings.seed, key, 1, patient)
         case, previous = sample_case(rng, hospital, findings=forced.pop(0) if forced else None), None
+        case = replace(case, patient=patient_seed(settings, NAME, patient))
         for visit in range(1, 2 + int(rng.choice(3, p=(0.72, 0.20, 0.08)))):
             if left <= 0:
                 break
             if visit > 1:
                 previous, case = case, follow_up(case, hospital, rng)
+            case = replace(case, lateral=case.view == "PA" and bool(rng.random() < 0.6))
             report = write_report(case, rng, previous=previous)
-            labels = expert_labels(case) if split == "valid" else chexpert_labels(report, case.devices)
-            views = [case.view] + (["lateral"] if case.view == "PA" and rng.random() < 0.6 else [])
+            labels = expert_labels(case) if split == "valid" else chexpert_labels(report)
+            views = [case.view] + (["lateral"] if case.lateral else [])
             for number, view in enumerate(views, start=1):
                 kind = "lateral" if view == "lateral" else "frontal"
                 film = Film(

@@ -20,7 +20,7 @@ from scipy import ndimage
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from data_scripts.phantom.cases import FINDINGS, Case, Finding, sample_case
+from data_scripts.phantom.cases import DEVICES, FINDINGS, IMPLANTS, LASTING, Case, Finding, sample_case
 from data_scripts.phantom.hospitals import HOSPITALS, Hospital
 from data_scripts.phantom.layouts.dicom import write_dicom
 from data_scripts.phantom.render import Rendered, render_case
@@ -61,6 +61,7 @@ class Film:
         case: What is on it; None is a lateral view.
         hospital: Key of `HOSPITALS`.
         seed: Entropy of everything random in the image.
+        study: Seed of what the films of one study share, as in `render_case`.
         size: Longer side in pixels.
         aspect: Width over height.
         masks: Path of the mask of each finding, relative to the dataset folder; () writes none.
@@ -77,6 +78,7 @@ class Film:
     masks: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     colour: bool = False
+    study: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,37 +108,51 @@ def generator(*entropy: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(entropy))
 
 
+def patient_seed(settings: Settings, name: str, *who: int) -> int:
+    """Seed of `Case.patient` for one patient of a dataset, named by any numbers."""
+    return int(generator(settings.seed, dataset_key(name), 3, *who).integers(2**62))
+
+
 def coverage(names: Sequence[str] = FINDINGS, *, repeats: int = 1) -> list[list[str]]:
     """Forced findings of the first studies of a split, so that every class has positives in tiny sets too.
 
     >>> coverage(["edema", "nodule"])
     [['edema'], ['nodule'], []]
     """
-    return [[name] for name in names for _ in range(repeats)] + [[]]
+    return [[name] for _ in range(repeats) for name in names] + [[]]
 
 
 def follow_up(previous: Case, hospital: Hospital, rng: np.random.Generator) -> Case:
     """The same patient some days later: most findings stay, some change in size, some clear, some are new.
 
-    Sex, age, habitus, scoliosis and whatever is implanted stay; the view and the lines are drawn anew.
+    What `same_patient` keeps stays; the view and the lines are drawn anew.
     """
     fresh = sample_case(rng, hospital)
     kept = [evolved for finding in previous.findings if (evolved := _evolve(finding, fresh, rng))]
     names = {finding.name for finding in previous.findings}
     if rng.random() < 0.35:
         kept += [finding for finding in fresh.findings if finding.name not in names]
-    implanted = {name for name in previous.devices if name in ("pacemaker", "sternal wires")}
-    lines = {name for name in fresh.devices if name not in ("pacemaker", "sternal wires")}
-    devices = [*previous.devices, *(name for name in fresh.devices if name not in previous.devices)]
-    order = {name: i for i, name in enumerate(FINDINGS)}
+    findings = tuple(sorted(kept, key=lambda finding: FINDINGS.index(finding.name)))
+    return replace(same_patient(fresh, previous), findings=findings)
+
+
+def same_patient(fresh: Case, previous: Case) -> Case:
+    """A case drawn anew, of the patient of another: sex, age, habitus, incidentals, body and implants are theirs.
+
+    A large heart or a nodule that both have is the earlier one.
+    """
+    implanted = {name for name in previous.devices if name in IMPLANTS}
+    lines = {name for name in fresh.devices if name not in IMPLANTS}
+    lasting = {finding.name: finding for finding in previous.findings if finding.name in LASTING}
     return replace(
         fresh,
         sex=previous.sex,
         age=previous.age,
         habitus=previous.habitus,
         incidentals=previous.incidentals,
-        findings=tuple(sorted(kept, key=lambda finding: order[finding.name])),
-        devices=tuple(name for name in devices if name in implanted | lines),
+        patient=previous.patient,
+        findings=tuple(lasting.get(finding.name, finding) for finding in fresh.findings),
+        devices=tuple(name for name in DEVICES if name in implanted | lines),
     )
 
 
@@ -144,7 +160,7 @@ def _evolve(finding: Finding, fresh: Case, rng: np.random.Generator) -> Finding 
     chance = rng.random()
     if finding.name == "foreign object":
         return None
-    if finding.name in ("cardiomegaly", "nodule"):
+    if finding.name in LASTING:
         return finding
     if chance < 0.25:
         return None
@@ -185,16 +201,18 @@ def write_films(folder: Path, films: Sequence[Film], *, develop: Map, name: str)
 def write_film(folder: Path, film: Film) -> WrittenFilm:
     """Render one film and write it with its masks; a finding outside the field of view gets none."""
     rng = generator(*film.seed)
+    tags = dict(film.tags)
     if film.case is None:
         pixels, masks = _to_bytes(_lateral(rng, film.size)), ()
         window = _crop_window(film.size, film.aspect, None)
     else:
-        rendered = render_case(film.case, HOSPITALS[film.hospital], rng, size=film.size)
+        rendered = render_case(film.case, HOSPITALS[film.hospital], rng, size=film.size, study=film.study)
         pixels, masks = _to_bytes(rendered.image), rendered.finding_masks
         window = _crop_window(film.size, film.aspect, rendered)
+        tags["PixelSpacing"] = "\\".join([f"{10.0 * rendered.pixel:.6f}"] * 2)
     pixels = np.ascontiguousarray(pixels[window])
     masks = tuple(mask[window] for mask in masks)
-    _write_pixels(folder / film.path, pixels, film)
+    _write_pixels(folder / film.path, pixels, film, tags)
     for path, mask in zip(film.masks, masks, strict=bool(film.masks)):
         if mask.any():
             Image.fromarray(mask.astype(np.uint8) * 255).save(folder / path)
@@ -275,9 +293,9 @@ def _lateral(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.clip(0.05 + image, 0.0, 1.0)
 
 
-def _write_pixels(path: Path, pixels: np.ndarray, film: Film) -> None:
+def _write_pixels(path: Path, pixels: np.ndarray, film: Film, tags: Mapping[str, str]) -> None:
     if path.suffix == ".dcm":
-        write_dicom(path, pixels, film.tags)
+        write_dicom(path, pixels, tags, key=dataset_key(film.hospital))
         return
     picture = Image.fromarray(pixels)
     if film.colour:

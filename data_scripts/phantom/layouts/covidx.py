@@ -6,18 +6,18 @@
     test_COVIDx9A.txt
     train/*.png, *.jpg, *.jpeg
 
-The three classes are about balanced. They overlap: some COVID-19 patients have a clear film, and every class
-has other disease, "normal" included (see ``LIMITS.md``).
+The three classes are about balanced. They overlap: some COVID-19 patients have a clear film, and ill patients may
+have other disease beside. "Normal" films show no finding and no device. Formats do not depend on the class.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from data_scripts.phantom.cases import sample_case
+from data_scripts.phantom.cases import Case, sample_case
 from data_scripts.phantom.hospitals import HOSPITALS
 from data_scripts.phantom.layouts.common import (
     Film,
@@ -26,6 +26,8 @@ from data_scripts.phantom.layouts.common import (
     dataset_key,
     generator,
     hex_groups,
+    patient_seed,
+    same_patient,
     write_films,
 )
 
@@ -39,7 +41,7 @@ SOURCES = {
     "COVID-19": ("cohen", "fig1", "actmed", "sirm", "ricord", "bimcv"),
 }
 COMPANIONS = ("atelectasis", "cardiomegaly", "pleural effusion")
-"""Other disease that any class may have."""
+"""Other disease that ill patients may have."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ def write(folder: Path, settings: Settings, *, develop: Map) -> None:
 
 
 def _plan(settings: Settings, split: str) -> list[_Line]:
-    hospital = HOSPITALS[NAME]
     key = dataset_key(NAME)
     lines: list[_Line] = []
     patient = 0
@@ -72,9 +73,10 @@ def _plan(settings: Settings, split: str) -> list[_Line]:
         source = str(rng.choice(SOURCES[label]))
         identity = hex_groups(rng, (8, 4, 4, 4, 12)) if source == "rsna" else f"{source.upper()}-{split}-{patient}"
         films = 1 if source == "rsna" or rng.random() < 0.85 else 2
-        for number in range(min(films, settings.counts[split] - len(lines))):
-            case = sample_case(rng, hospital, findings=_findings(label, rng))
-            suffix = "png" if source == "rsna" else str(rng.choice(("png", "jpg", "jpeg")))
+        cases = _cases(label, films, rng, patient_seed(settings, NAME, SPLITS.index(split), patient))
+        for number, case in enumerate(cases[: settings.counts[split] - len(lines)]):
+            # The original's RSNA films are all PNG; here that would give the class away.
+            suffix = str(rng.choice(("png", "jpg", "jpeg"), p=(0.6, 0.2, 0.2)))
             name = f"{identity}.{suffix}" if source == "rsna" else f"{identity}-{number}.{suffix}"
             film = Film(
                 path=f"{split}/{name}",
@@ -83,14 +85,27 @@ def _plan(settings: Settings, split: str) -> list[_Line]:
                 seed=(settings.seed, key, 2, SPLITS.index(split), patient, number),
                 size=settings.size,
                 aspect=float(rng.choice((0.85, 1.0, 1.0, 1.18))),
-                colour=source != "rsna" and bool(rng.random() < 0.2),
+                colour=bool(rng.random() < 0.15),
             )
             lines.append(_Line(identity, name, film, label, source))
         patient += 1
     return lines
 
 
+def _cases(label: str, films: int, rng: np.random.Generator, patient: int) -> list[Case]:
+    """The films of one patient, in order of time; what ails them stays, where it is may change."""
+    names = _findings(label, rng)
+    cases: list[Case] = []
+    for _ in range(films):
+        fresh = sample_case(rng, HOSPITALS[NAME], findings=names)
+        case = same_patient(fresh, cases[0]) if cases else replace(fresh, patient=patient)
+        cases.append(replace(case, devices=()) if label == "normal" else case)
+    return cases
+
+
 def _findings(label: str, rng: np.random.Generator) -> list[str]:
+    if label == "normal":
+        return []
     names = [name for name in COMPANIONS if rng.random() < 0.10]
     if label == "pneumonia":
         names.append("pneumonia")

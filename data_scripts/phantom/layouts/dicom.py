@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pydicom import config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGBaseline8Bit, SecondaryCaptureImageStorage
@@ -16,15 +19,17 @@ _UID_ROOT = "1.2.826.0.1.3680043.10.1453"
 _IMPLEMENTATION_UID = UID(f"{_UID_ROOT}.1")
 
 
-def write_dicom(path: Path, pixels: np.ndarray, tags: Mapping[str, str]) -> None:
+def write_dicom(path: Path, pixels: np.ndarray, tags: Mapping[str, str], *, key: int) -> None:
     """Write one grey image; the same pixels and tags give the same bytes.
 
     Args:
         path: File to write.
         pixels: ``(H, W)`` uint8.
-        tags: DICOM keywords to values, all text; must hold PatientID and ``InstanceNumber``.
+        tags: DICOM keywords to values, all text; must hold PatientID and ``InstanceNumber``. An age may be a plain
+            number, as in the challenges' files, though the standard asks for a unit.
+        key: A number of the dataset, so that no identifier is in two of them.
     """
-    stem = f"{_UID_ROOT}.{int(tags['InstanceNumber']) + 1}"
+    stem = f"{_UID_ROOT}.{key}.{int(tags['InstanceNumber']) + 1}"
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = UID(f"{stem}.3")
@@ -58,7 +63,8 @@ def write_dicom(path: Path, pixels: np.ndarray, tags: Mapping[str, str]) -> None
     dataset.LossyImageCompression = "01"
     dataset.LossyImageCompressionMethod = "ISO_10918_1"
     for keyword, value in tags.items():
-        setattr(dataset, keyword, value)
+        tag = tag_for_keyword(keyword)
+        dataset[tag] = DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="JPEG", quality=95)
     dataset.PixelData = encapsulate([stream.getvalue()])

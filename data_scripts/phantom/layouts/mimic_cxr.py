@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from data_scripts.phantom.cases import Case, sample_case
 from data_scripts.phantom.hospitals import HOSPITALS
-from data_scripts.phantom.labels import chexpert_labels
+from data_scripts.phantom.labels import chexpert_labels, negbio_labels
 from data_scripts.phantom.layouts.common import (
     COMPETITION_FINDINGS,
     Film,
@@ -35,6 +35,7 @@ from data_scripts.phantom.layouts.common import (
     follow_up,
     generator,
     hex_groups,
+    patient_seed,
     unique_numbers,
     write_csv,
     write_films,
@@ -172,6 +173,11 @@ def _plan(settings: Settings) -> list[_Study]:
                     case = sample_case(rng, hospital)
                 else:
                     case = follow_up(previous, hospital, rng)
+                case = replace(
+                    case,
+                    patient=patient_seed(settings, NAME, subject),
+                    lateral=case.view == "PA" and bool(rng.random() < 0.35),
+                )
                 report = write_report(case, rng, previous=previous)
                 frontals = min(left, 2 if rng.random() < 0.08 else 1)
                 date = _next_date(date, rng)
@@ -189,9 +195,8 @@ def _plan(settings: Settings) -> list[_Study]:
 def _plan_images(
     settings: Settings, case: Case, rng: np.random.Generator, subject: int, study: int, frontals: int
 ) -> tuple[_Image, ...]:
-    views = [case.view] * frontals
-    if case.view == "PA" and rng.random() < 0.35:
-        views.append("LATERAL")
+    views = [case.view] * frontals + ["LATERAL"] * case.lateral
+    shared = int(rng.integers(2**62))
     images = []
     for view in views:
         dicom_id = hex_groups(rng, (8, 8, 8, 8, 8))
@@ -207,6 +212,7 @@ def _plan_images(
             masks=()
             if lateral
             else tuple(f"{GROUND_TRUTH}/masks/{dicom_id}_{i}.png" for i in range(len(case.findings))),
+            study=shared,
         )
         images.append(_Image(dicom_id, view, film))
     return tuple(images)
@@ -227,9 +233,9 @@ def _next_date(date: int | None, rng: np.random.Generator) -> int:
 
 
 def _write_tables(folder: Path, studies: list[_Study], results: dict[str, WrittenFilm]) -> None:
-    metadata, splits, labels = [], [], []
+    metadata, splits = [], []
     for study in studies:
-        procedure = "CHEST (PORTABLE AP)" if study.case.view == "AP" else "CHEST (PA AND LAT)"
+        procedure = _procedure(study.case)
         posture = "Recumbent" if study.case.supine else "Erect"
         for image in study.images:
             size = results[image.film.path]
@@ -250,13 +256,21 @@ def _write_tables(folder: Path, studies: list[_Study], results: dict[str, Writte
                 )
             )
             splits.append((image.dicom_id, study.study_id, study.subject_id, study.split))
-        values = chexpert_labels(study.report, study.case.devices)
-        labels.append((study.subject_id, study.study_id, *(values[name] for name in LABEL_CLASSES)))
     write_csv(folder / "mimic-cxr-2.0.0-metadata.csv.gz", METADATA_COLUMNS, metadata)
     write_csv(folder / "mimic-cxr-2.0.0-split.csv.gz", SPLIT_COLUMNS, splits)
-    for labeler in ("chexpert", "negbio"):
-        path = folder / f"mimic-cxr-2.0.0-{labeler}.csv.gz"
-        write_csv(path, ("subject_id", "study_id", *LABEL_CLASSES), labels)
+    for labeler, label in (("chexpert", chexpert_labels), ("negbio", negbio_labels)):
+        rows = []
+        for study in studies:
+            values = label(study.report)
+            rows.append((study.subject_id, study.study_id, *(values[name] for name in LABEL_CLASSES)))
+        write_csv(folder / f"mimic-cxr-2.0.0-{labeler}.csv.gz", ("subject_id", "study_id", *LABEL_CLASSES), rows)
+
+
+def _procedure(case: Case) -> str:
+    """Name of the examination; it says "LAT" only where there is a lateral film."""
+    if case.view == "AP":
+        return "CHEST (PORTABLE AP)"
+    return "CHEST (PA AND LAT)" if case.lateral else "CHEST (PA)"
 
 
 def _write_ground_truth(folder: Path, studies: list[_Study], results: dict[str, WrittenFilm]) -> None:

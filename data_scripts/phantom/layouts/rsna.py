@@ -6,16 +6,20 @@
     stage_2_train_labels.csv                   patientId,x,y,width,height,Target; a row a box, or one empty row
     stage_2_detailed_class_info.csv            patientId,class; as many rows a patient as in the labels
 
-Target is 1 where pneumonia or another consolidation is on the film; each connected part has its box.
+Target is 1 where pneumonia or another consolidation is on the film; each connected part has its box, and boxes that
+lie mostly one inside another become one. "Normal" films show no finding, no device, and neither broken ribs nor
+thickened pleura.
 """
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
-from data_scripts.phantom.cases import Case, sample_case
+from data_scripts.phantom.cases import PLEURAL_THICKENINGS, RIB_FRACTURES, Case, sample_case
 from data_scripts.phantom.hospitals import HOSPITALS
 from data_scripts.phantom.layouts.common import (
+    Box,
     Film,
     Map,
     Settings,
@@ -49,15 +53,41 @@ def write(folder: Path, settings: Settings, *, develop: Map) -> None:
             classes.append((patient, "Lung Opacity"))
         if not boxes:
             labels.append((patient, None, None, None, None, 0))
-            ill = any(finding.name != "foreign object" for finding in film.case.findings)
-            classes.append((patient, "No Lung Opacity / Not Normal" if ill else "Normal"))
+            classes.append((patient, "Normal" if _is_normal(film.case) else "No Lung Opacity / Not Normal"))
     write_csv(folder / "stage_2_train_labels.csv", LABEL_COLUMNS, labels)
     write_csv(folder / "stage_2_detailed_class_info.csv", CLASS_COLUMNS, classes)
 
 
-def _boxes(case: Case, result: WrittenFilm) -> list[tuple[int, int, int, int]]:
+def _is_normal(case: Case) -> bool:
+    old = {*RIB_FRACTURES, *PLEURAL_THICKENINGS}
+    return not case.findings and not case.devices and not old.intersection(case.incidentals)
+
+
+def _boxes(case: Case, result: WrittenFilm) -> list[Box]:
     named = [i for i, finding in enumerate(case.findings) if finding.name in BOXED]
-    return [box for i in named for box in result.parts[i][:4]]
+    return _merge([box for i in named for box in result.parts[i][:4]])
+
+
+def _merge(boxes: list[Box], *, most: float = 0.6) -> list[Box]:
+    """Join boxes where one holds more than ``most`` of another: a reader draws one box around one opacity.
+
+    >>> _merge([(0, 0, 10, 10), (2, 2, 4, 12), (20, 0, 5, 5)])
+    [(0, 0, 10, 14), (20, 0, 5, 5)]
+    """
+    for one, other in itertools.combinations(boxes, 2):
+        if _shared(one, other) > most * min(one[2] * one[3], other[2] * other[3]):
+            x, y = min(one[0], other[0]), min(one[1], other[1])
+            right, bottom = max(one[0] + one[2], other[0] + other[2]), max(one[1] + one[3], other[1] + other[3])
+            joined = (x, y, right - x, bottom - y)
+            return _merge([joined if box is one else box for box in boxes if box is not other], most=most)
+    return boxes
+
+
+def _shared(one: Box, other: Box) -> int:
+    """Area that two boxes share, in pixels."""
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    return max(width, 0) * max(height, 0)
 
 
 def _plan(settings: Settings) -> list[Film]:
@@ -73,7 +103,7 @@ def _plan(settings: Settings) -> list[Film]:
             "PatientID": patient,
             "PatientName": patient,
             "PatientSex": case.sex,
-            "PatientAge": f"{case.age:03d}Y",
+            "PatientAge": str(case.age),
             "ViewPosition": case.view,
             "SeriesDescription": f"view: {case.view}",
             "InstanceNumber": str(number + 1),

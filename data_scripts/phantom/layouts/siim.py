@@ -11,6 +11,7 @@ Each connected part of a pneumothorax is a row of its own. About one patient in 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from data_scripts.phantom.layouts.common import (
     follow_up,
     generator,
     hex_groups,
+    patient_seed,
     write_csv,
     write_films,
 )
@@ -81,7 +83,8 @@ def _plan(settings: Settings) -> list[Film]:
     while len(films) < settings.counts["train"]:
         rng = generator(settings.seed, key, 1, person)
         patient = hex_groups(rng, (8, 4, 4, 4, 12))
-        visits = [sample_case(rng, hospital, findings=forced.pop(0) if forced else None)]
+        first = sample_case(rng, hospital, findings=forced.pop(0) if forced else None)
+        visits = [replace(first, patient=patient_seed(settings, NAME, person))]
         if rng.random() < 0.15:
             visits.append(follow_up(visits[0], hospital, rng))
         for case in visits[: settings.counts["train"] - len(films)]:
@@ -90,7 +93,7 @@ def _plan(settings: Settings) -> list[Film]:
                 "PatientID": patient,
                 "PatientName": patient,
                 "PatientSex": case.sex,
-                "PatientAge": f"{case.age:03d}Y",
+                "PatientAge": str(case.age),
                 "ViewPosition": case.view,
                 "SeriesDescription": f"view: {case.view}",
                 "InstanceNumber": str(number + 1),
