@@ -235,7 +235,7 @@ run.record("twins/difference_inside_mask", inside)
 # teaching without a licence; running everything on a laptop.
 #
 # **What they cannot show:** how good a model is on patients. The anatomy is simpler, the reports come from a
-# grammar, and rare diseases do not exist; some things are plainly wrong, and
+# grammar, and rare diseases do not exist. Where they depart from life is
 # [listed](../data_scripts/phantom/LIMITS.md). Never compare the height of a `demo` number with the paper's. Compare the
 # pattern: which method wins, and where.
 #
