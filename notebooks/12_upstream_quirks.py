@@ -60,7 +60,7 @@ from mgca_lib.data.pairs import PairImages, report_texts
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import merge_pieces
 from mgca_lib.evaluation.features import pair_batches
-from mgca_lib.grid_results import load_grid, paired_differences, trained_elsewhere, verdict
+from mgca_lib.grid_results import committed_cells, load_grid, paired_differences, trained_elsewhere, verdict
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import pretrain
 from mgca_lib.variants import VARIANTS, variant_config
@@ -327,8 +327,10 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # The grid trains every variant with several seeds, each on the same data for the same number of steps, and measures
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
-# interval of the mean difference is Student's, over seeds. One thing may spoil the pairing: rounding. Variants that were trained
-# on another kind of processor than `all` share less with it, and the cell names them.
+# interval of the mean difference is Student's, over seeds. The results that come with the project are a table of their own
+# (`notebooks/grid/quirks.csv`), with an `all` that was trained beside the quirks: numbers of notebooks 14 and 15 are another draw, and
+# perhaps of other phantoms. One thing may spoil the pairing: rounding. Variants that were trained on another kind of processor than
+# `all` share less with it, and the cell names them.
 #
 # A variant with no seeds in the table has not been trained for the results that come with the project, and is missing from
 # what follows: `make grid VARIANTS="quirk-weight-shift ..."` trains it, in a quarter of an hour for three seeds. Where all of
@@ -337,6 +339,8 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # %%
 table = load_grid(run.root, run.profile, GRID_DIR, kind="quirks")
 trained = table[table["variant"].isin(["all", *quirks])]
+here = set(committed_cells(run.root, "quirks")["data"]) == {run.studies("mimic_cxr").card.table_sha256}
+print("committed cells were trained on", "the data that lie here" if here else "other phantoms than those here")
 elsewhere = [name for name in trained_elsewhere(run.root, "all", "quirks") if name in quirks]
 print("committed cells from another kind of processor than that of `all`:", ", ".join(elsewhere) or "none")
 trained.groupby(["variant", "source"])["seed"].nunique().unstack().reindex(["all", *quirks]).fillna(0).astype(int)

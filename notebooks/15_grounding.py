@@ -64,7 +64,7 @@ from mgca_lib.evaluation.local_heads import local_features, train_local_heads, w
 from mgca_lib.evaluation.receptive_field import patch_offset, pixel_influence
 from mgca_lib.evaluation.told_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS, STATED, first_films
-from mgca_lib.grid_results import load_grid, over_seeds, paired_differences, trained_elsewhere, verdict
+from mgca_lib.grid_results import committed_cells, load_grid, over_seeds, paired_differences, trained_elsewhere, verdict
 from mgca_lib.pretrain import pretrain
 from mgca_lib.variants import VARIANTS
 
@@ -818,6 +818,8 @@ target.round(3)
 
 # %%
 long = load_grid(run.root, run.profile, kind="long")
+here = set(committed_cells(run.root, "long")["data"]) == {run.studies("mimic_cxr").card.table_sha256}
+print("long runs were trained on", "the data that lie here" if here else "other phantoms than those here")
 long_chance = long[long["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
 rows, times_chance = {}, {}
 for finding in shown:

@@ -18,7 +18,7 @@ from data_scripts.phantom.render import Rendered, render_case
 MIMIC = HOSPITALS["mimic_cxr"]
 FRAME = Frame(size=96, field_of_view=36.0, centre=(0.0, 14.0), tilt=0.0, bend=(0.0, 0.0, 0.0, 0.0))
 CASE = Case("M", 66, "PA", (Finding("nodule", "right", "upper", "moderate", "nodule"),), ("pacemaker",))
-POSE = {"dome", "height", "heart", "carina", "arm_angle", "shoulder", "scapula"}
+POSE = {"dome", "floor", "height", "heart", "carina", "arm_angle", "shoulder", "scapula"}
 
 
 def film(case: Case, seed: int, *, study: int | None = None) -> Rendered:

@@ -39,6 +39,7 @@ class Body:
         height: Apex to the lower end of the lungs.
         depth: Half-depth of the rib cage inside.
         dome: Height coordinate of each diaphragm's top.
+        floor: Mean height of both before anything raised one: what the heart rests on.
         wall: Thickness of the chest wall at the flank.
         fat: Extra thickness of the trunk from front to back.
         shoulder: Height coordinate of the shoulder joints.
@@ -66,6 +67,7 @@ class Body:
     height: float
     depth: float
     dome: tuple[float, float]
+    floor: float
     wall: float
     fat: float
     shoulder: float
@@ -135,6 +137,7 @@ def sample_body(case: Case, rng: np.random.Generator, pose: np.random.Generator)
         height=height,
         depth=9.2 * scale * rng.normal(1.0, 0.05) * (1.08 if case.inspiration != "low" else 0.98),
         dome=dome,
+        floor=(right_dome + left_dome) / 2,
         wall=float(np.clip(2.4 + 0.9 * plump + rng.normal(0.0, 0.3), 1.2, 7.0)),
         fat=float(np.clip(2.2 + 1.4 * plump, 0.8, 6.0)),
         shoulder=rng.normal(3.2, 0.7) + pose.normal(0.0, 0.55) - (0.8 if bedside else -0.4),
@@ -169,7 +172,7 @@ def _volume_loss(case: Case) -> tuple[float, float]:
     for finding in case.findings:
         if finding.name == "atelectasis":
             amount = {"mild": 0.4, "moderate": 1.0, "severe": 2.2}[finding.severity]
-            amount *= 1.3 if finding.kind == "volume loss" else 0.7
+            amount *= 1.1 if finding.kind == "volume loss" else 0.2
             for side in rise:
                 if finding.side in (side, "bilateral"):
                     rise[side] = amount
@@ -311,7 +314,7 @@ def _ellipse(x: Array, y: Array, centre: tuple[float, float], radii: tuple[float
 
 def heart_centre(body: Body) -> tuple[float, float]:
     """Centre (x, y) of the left ventricle's ellipse in cm."""
-    low = (body.dome[0] + body.dome[1]) / 2
+    low = body.floor
     room = low - body.carina + 1.6
     return 2.5 * body.heart + 3.0 * body.turn, low - 3.9 * min(body.heart, room / 10.0)
 
@@ -326,7 +329,7 @@ def _mediastinum(body: Body, frame: Frame, x: Array, y: Array, rng: np.random.Ge
     arch = body.carina - 1.6
     # A heart that is too tall for its chest lies across instead.
     flat = cy + (y - cy) * np.where(y > cy, np.float32(0.78), np.float32(1.0)) * max(
-        1.0, scale * 10.0 / ((body.dome[0] + body.dome[1]) / 2 - arch)
+        1.0, scale * 10.0 / (body.floor - arch)
     )
     ventricle = _ellipse(x, flat, (cx, cy), (6.9 * scale, 4.4 * scale), body.heart_axis)
     atrium = _ellipse(x, flat, (shift - 1.1 * scale, cy + 0.4), (2.8 * scale, 4.5 * scale), -0.10)

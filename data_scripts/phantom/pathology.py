@@ -35,6 +35,7 @@ class Effect:
         solid: Extra soft tissue in cm.
         empty: Share of the lung replaced by free air, 0 to 1; no vessels there.
         metal: Thickness of metal in cm.
+        in_lung: Whether it is in the lung itself, so that free air in the pleura takes its place.
     """
 
     mask: NDArray[np.bool_]
@@ -42,6 +43,7 @@ class Effect:
     solid: Array | float = 0.0
     empty: Array | float = 0.0
     metal: Array | float = 0.0
+    in_lung: bool = True
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,14 @@ def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Fill what the mask encloses; labels the background once instead of growing it step by step."""
     regions, _ = label(~np.pad(mask, 1))
     return (regions != regions[0, 0])[1:-1, 1:-1]
+
+
+def _main_parts(mask: NDArray[np.bool_], *, smallest: float = 0.15) -> NDArray[np.bool_]:
+    """Drop islands of less than `smallest` of the largest part."""
+    regions, count = label(mask)
+    areas = np.bincount(regions.ravel(), minlength=count + 1)
+    areas[0] = 0
+    return (areas >= max(smallest * areas.max(), 1))[regions]
 
 
 def _visible_fields(
@@ -259,7 +269,7 @@ def _shown(shape: Array, air: Array, *, least: float) -> Array:
 
 
 def _cardiomegaly(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
-    return Effect(mask=scene.anatomy.heart)
+    return Effect(mask=scene.anatomy.heart, in_lung=False)
 
 
 def _bronchi(scene: Scene, side: str, target: tuple[float, float], rng: np.random.Generator) -> Array:
@@ -349,7 +359,7 @@ def _edema(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
         radii = (4.2, 9.0) if alveolar else (6.5, 11.0)
         dx, dy = (scene.x - centre[0]) / radii[0], (scene.y - centre[1]) / radii[1]
         haze = np.exp(-(dx * dx + dy * dy) * (1.0 if alveolar else 0.7))
-        strength = (0.18, 0.27, 0.40)[grade] if alveolar else (0.10, 0.15, 0.21)[grade]
+        strength = (0.18, 0.27, 0.40)[grade] if alveolar else (0.13, 0.17, 0.22)[grade]
         fluid += strength * haze * np.clip(1.0 + (0.35 if alveolar else 0.2) * rough, 0.1, 2.0) * (lung.air > 0)
         count = 5 + 4 * grade
         y0 = rng.uniform(0.62, 1.02, (count, 1)) * scene.dome(side)
@@ -370,7 +380,7 @@ def _edema(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
     vessels = scene.anatomy.vessels
     hazy = frame.blur(vessels, 0.22)
     upper = smoothstep(0.55, 0.15, scene.y / max(scene.body.dome))
-    solid = (0.5 + 0.25 * grade) * hazy * (0.6 + 0.9 * upper) + (2.2 + 0.8 * grade) * lines.thickness()
+    solid = (0.5 + 0.25 * grade) * hazy * (0.6 + 0.9 * upper) + (6.0 + 1.5 * grade) * lines.thickness()
     return Effect(mask=_visible_fields(fluid * scene.air, finding, scene, 0.35), fluid=fluid, solid=solid)
 
 
@@ -409,9 +419,9 @@ def _effusion(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effec
             amount = 0.96 * smoothstep(-0.35, 1.1 + 0.5 * grade, depth) ** 0.8
             seen[box] = amount * chord * (lung.below[box] < 1.2)
             amount = np.maximum(amount, 0.10 * smoothstep(-3.0 - grade, 0.5, depth))
-            visible |= _visible(seen, scene.frame, 0.25)
+            visible |= _main_parts(_visible(seen, scene.frame, 0.25))
         fluid[box] = np.maximum(fluid[box], amount * (chord > 0))
-    return Effect(mask=visible, fluid=fluid)
+    return Effect(mask=visible, fluid=fluid, in_lung=False)
 
 
 def _pneumothorax(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
@@ -442,6 +452,7 @@ def _pneumothorax(finding: Finding, scene: Scene, rng: np.random.Generator) -> E
         fluid=squeeze,
         solid=edge * rng.uniform(0.5, 0.8),
         empty=empty,
+        in_lung=False,
     )
 
 
@@ -449,11 +460,12 @@ def _nodule(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
     grade = _GRADE[finding.severity]
     radius = nodule_diameter(finding) / 2
     air = scene.anatomy.lungs[finding.side].air
-    for _ in range(12):
-        across, down = _zone(finding, rng)
-        centre = scene.place(finding.side, across, min(down, 0.88))
-        if _at(air, scene, centre) > 7.0:
-            break
+    across, down = _zone(finding, rng)
+    # Beside a heart of any size: the nodule must be in the same place on every film of the patient.
+    if finding.zone != "upper":
+        nearest = 0.55 if finding.side == "left" else 0.45
+        across = nearest + (across - 0.34) * (0.80 - nearest) / 0.38
+    centre = scene.place(finding.side, across, min(down, 0.88))
     dx, dy = scene.x - centre[0], (scene.y - centre[1]) * rng.uniform(0.9, 1.12)
     theta = np.arctan2(dy, dx)
     bumps = sum(
@@ -472,7 +484,7 @@ def _covid(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
     grade = _GRADE[finding.severity]
     fluid = np.zeros_like(scene.x)
     rough = 0.33 * scene.frame.fractal(rng, 1.8, 3)
-    net = np.abs(scene.frame.noise(rng, 0.45))
+    net = scene.frame.fractal(rng, 0.9, 2)
     for side in _sides(finding):
         lung = scene.anatomy.lungs[side]
         for _ in range(int(rng.integers(3, 6)) + 2 * grade):
@@ -485,7 +497,7 @@ def _covid(finding: Finding, scene: Scene, rng: np.random.Generator) -> Effect:
             shape = _blob(scene, where, (size * 0.85, size * 1.2), rng.normal(0, 0.3), rough, 0.6)
             peak = (0.13, 0.21, 0.31)[grade] * rng.uniform(0.7, 1.15)
             fluid = np.maximum(fluid, peak * shape * (lung.air > 0))
-    fluid = fluid * (0.8 + 0.3 * net)
+    fluid = fluid * (1.0 + 0.08 * net)
     return Effect(mask=_visible_fields(fluid, finding, scene, 0.35), fluid=np.clip(fluid, 0.0, 0.7))
 
 
@@ -548,7 +560,7 @@ def _foreign_object(finding: Finding, scene: Scene, rng: np.random.Generator) ->
         metal = ring(0.55, 0.16, (-1.5, 0.0)) + line([(-0.9, 0.0), (1.9, 0.0)], 0.12)
         metal += line([(1.4, 0.0), (1.4, 0.4)], 0.11) + line([(1.8, 0.0), (1.8, 0.3)], 0.11)
     metal = np.asarray(metal, np.float32)
-    return Effect(mask=metal > 0.025, metal=3.5 * metal)
+    return Effect(mask=metal > 0.025, metal=3.5 * metal, in_lung=False)
 
 
 _DRAW: dict[str, Callable[[Finding, Scene, np.random.Generator], Effect]] = {

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 Array = NDArray[np.float32]
+_WIDEST = 50.0
+"""No detector has more centimetres; noise is drawn for so many."""
 
 
 def smoothstep(low: float, high: float, value: Array) -> Array:
@@ -123,9 +125,10 @@ class Frame:
     def noise(self, rng: np.random.Generator, scale: float) -> Array:
         """Smooth random field, about unit variance, with features of `scale` cm.
 
-        The lattice depends on centimetres alone, so the same field appears at every image size.
+        The lattice depends on centimetres alone, so the same field appears at every image size. It has as many points
+        for every field of view, so what is drawn after it is the same, too.
         """
-        count = int(self.field_of_view / scale) + 4
+        count = int(max(_WIDEST, self.field_of_view) / scale) + 4
         lattice = rng.standard_normal((count, count)).astype(np.float32)
         return _separable(lattice, _spline(self.size, self.pixel / scale, count))
 

@@ -100,7 +100,7 @@ def render_case(
     image, marker, marker_mask = _finish(image, case, hospital, frame, film)
     return Rendered(
         image=image,
-        finding_masks=tuple(effect.mask for effect in effects),
+        finding_masks=_finding_masks(effects),
         device_masks={name: metal > 0.008 for name, metal in devices.items()},
         lung_mask=anatomy.lungs["right"].field | anatomy.lungs["left"].field,
         heart_mask=anatomy.heart,
@@ -139,6 +139,20 @@ def _place_detector(
     )
 
 
+def _free_air(effects: list[Effect]) -> Array | None:
+    """Share of the lung that free air has taken the place of; None without any."""
+    voids = [effect.empty for effect in effects if isinstance(effect.empty, np.ndarray)]
+    return np.maximum.reduce(voids) if voids else None
+
+
+def _finding_masks(effects: list[Effect]) -> tuple[NDArray[np.bool_], ...]:
+    """Where each finding shows: what is in the lung does not show where free air has taken its place."""
+    empty = _free_air(effects)
+    if empty is None:
+        return tuple(effect.mask for effect in effects)
+    return tuple(effect.mask & (empty < 0.5) if effect.in_lung else effect.mask for effect in effects)
+
+
 def _attenuate(
     anatomy: Anatomy,
     frame: Frame,
@@ -153,6 +167,7 @@ def _attenuate(
     vessels = lung * anatomy.vessels
     gas = lung * air
     solids = [effect.solid for effect in effects if isinstance(effect.solid, np.ndarray)]
+    pleural = [effect.solid for effect in effects if isinstance(effect.solid, np.ndarray) and not effect.in_lung]
     extra = sum(solids) if solids else np.float32(0.0)
     crowd = room_for_solids(air) if solids else np.float32(0.0)
     parenchyma = texture
@@ -161,15 +176,15 @@ def _attenuate(
     parenchyma += vessels
     if solids:
         parenchyma += extra * crowd
-    voids = [effect.empty for effect in effects if isinstance(effect.empty, np.ndarray)]
-    empty = np.maximum.reduce(voids) if voids else None
+    empty = _free_air(effects)
     if empty is not None:
         gas += np.float32(LUNG_DENSITY) * air * empty
         parenchyma *= np.float32(1.0) - empty
-        parenchyma += extra * empty
+        parenchyma += sum(pleural) * empty
     for effect in effects:
         if isinstance(effect.fluid, np.ndarray):
-            gas *= np.float32(1.0) - effect.fluid
+            left = effect.in_lung and empty is not None
+            gas *= np.float32(1.0) - (effect.fluid * (np.float32(1.0) - empty) if left else effect.fluid)
     gas -= parenchyma
     soft = tissue
     soft *= np.float32(0.012)

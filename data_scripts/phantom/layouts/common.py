@@ -139,7 +139,7 @@ def follow_up(previous: Case, hospital: Hospital, rng: np.random.Generator) -> C
 def same_patient(fresh: Case, previous: Case) -> Case:
     """A case drawn anew, of the patient of another: sex, age, habitus, incidentals, body and implants are theirs.
 
-    A large heart or a nodule that both have is the earlier one.
+    A large heart or a nodule that both have is the earlier one, and overinflated lungs stay so, as emphysema does.
     """
     implanted = {name for name in previous.devices if name in IMPLANTS}
     lines = {name for name in fresh.devices if name not in IMPLANTS}
@@ -151,6 +151,9 @@ def same_patient(fresh: Case, previous: Case) -> Case:
         habitus=previous.habitus,
         incidentals=previous.incidentals,
         patient=previous.patient,
+        inspiration=previous.inspiration
+        if previous.inspiration == "hyperinflated"
+        else fresh.inspiration.replace("hyperinflated", "normal"),
         findings=tuple(lasting.get(finding.name, finding) for finding in fresh.findings),
         devices=tuple(name for name in DEVICES if name in implanted | lines),
     )

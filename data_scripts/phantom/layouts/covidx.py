@@ -7,7 +7,7 @@
     train/*.png, *.jpg, *.jpeg
 
 The three classes are about balanced. They overlap: some COVID-19 patients have a clear film, and ill patients may
-have other disease beside. "Normal" films show no finding and no device. Formats do not depend on the class.
+have other disease beside. "Normal" films show no finding. Neither formats nor devices depend on the class.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _cases(label: str, films: int, rng: np.random.Generator, patient: int) -> li
     for _ in range(films):
         fresh = sample_case(rng, HOSPITALS[NAME], findings=names)
         case = same_patient(fresh, cases[0]) if cases else replace(fresh, patient=patient)
-        cases.append(replace(case, devices=()) if label == "normal" else case)
+        cases.append(case)
     return cases
 
 
