@@ -328,8 +328,8 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
 # interval of the mean difference is Student's, over seeds. The results that come with the project are a table of their own
-# (`notebooks/grid/quirks.csv`), with an `all` that was trained beside the quirks: numbers of notebooks 14 and 15 are another draw, and
-# perhaps of other phantoms. One thing may spoil the pairing: rounding. Variants that were trained on another kind of processor than
+# (`notebooks/grid/quirks.csv`), with an `all` of their own, and their maps were drawn on tiles: numbers of notebooks 14 and 15 are
+# another draw, and perhaps of other phantoms. One thing may spoil the pairing: rounding. Variants that were trained on another kind of processor than
 # `all` share less with it, and the cell names them.
 #
 # A variant with no seeds in the table has not been trained for the results that come with the project, and is missing from
