@@ -33,8 +33,13 @@ NEEDS = {
     "14_ablation": ["01_data_preparation"],
     "15_grounding": ["06_pretraining", "13_phantoms_to_patients"],  # 13 prepares the films of patients
 }
-# These read the results of the grid that come with the project (mgca_lib/grid_results.py).
-READ_GRID = {"11_prototype_sweep", "12_upstream_quirks", "14_ablation", "15_grounding"}
+# Results of the grid that come with the project (mgca_lib/grid_results.py), and who reads them.
+READ_GRID = {
+    "11_prototype_sweep": ["switches"],
+    "12_upstream_quirks": ["switches"],
+    "14_ablation": ["demo"],
+    "15_grounding": ["demo", "long"],
+}
 # These take all cores, except at smoke, where starting up is most of the work and goes side by side.
 HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining", "15_grounding"}
 # Repeated for further seeds, on the same data.
@@ -69,8 +74,7 @@ rule notebook:
     input:
         notebook="notebooks/{name}.py",
         sources=lambda wildcards: source_files(Path(f"notebooks/{wildcards.name}.py"), Path()),
-        grid=lambda wildcards: ["notebooks/grid/demo.csv"] if wildcards.name in READ_GRID else [],
-        long=lambda wildcards: ["notebooks/grid/long.csv"] if wildcards.name == "15_grounding" else [],
+        grid=lambda wildcards: [f"notebooks/grid/{table}.csv" for table in READ_GRID.get(wildcards.name, [])],
         needs=lambda wildcards: [f"{folder_of(need, wildcards.more)}/metrics.json" for need in NEEDS[wildcards.name]],
     output:
         OUTPUTS + "{more}/{name}/metrics.json",

@@ -6,9 +6,9 @@ cells then take the place of the committed ones. The same seed gives every varia
 variants are compared by differences within a seed.
 
 There are three committed tables, and no numbers are compared across them, since each may have been trained on another
-computer: ``"grid"``; ``"quirks"``, the switches of notebook 12 with an ``all`` of their own; and ``"long"``, with three
-times as many epochs, whose cells live in ``outputs/PROFILE/long``. Cells of one table share their number of epochs and
-their data.
+computer: ``"grid"``, for notebooks 14 and 15; ``"switches"``, one setting changed at a time, for notebooks 11 and 12,
+with ``all`` and ``ita+cta`` of their own; and ``"long"``, with three times as many epochs, whose cells live in
+``outputs/PROFILE/long``. Cells of one table share their number of epochs and their data.
 """
 
 import json
@@ -23,23 +23,23 @@ from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metric
 from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
-Kind = Literal["grid", "quirks", "long"]
+Kind = Literal["grid", "switches", "long"]
 
 COMMITTED = MappingProxyType(
     {
         "grid": Path("notebooks", "grid", "demo.csv"),
-        "quirks": Path("notebooks", "grid", "quirks.csv"),
+        "switches": Path("notebooks", "grid", "switches.csv"),
         "long": Path("notebooks", "grid", "long.csv"),
     }
 )
 """The tables that come with the project, by kind; how their cells came about is in the ``.json`` beside each."""
-OWN = MappingProxyType({"grid": "grid", "quirks": "grid", "long": "long"})
+OWN = MappingProxyType({"grid": "grid", "switches": "grid", "long": "long"})
 """Where cells of your own are, below ``outputs/PROFILE``."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
 """What notebooks 14 and 15 compare, and ``make grid`` trains unless told otherwise."""
 _CELL = ["variant", "seed"]
-_PARTNER = "all"
+_PARTNERS = ("all", "ita+cta")  # what switches are held against: with prototypes, and without
 
 
 class GridError(ValueError):
@@ -79,7 +79,7 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
         root: The project's folder.
         profile: Whose own cells to read.
         folder: Folder of own cells; empty: that of :data:`OWN` in the project.
-        kind: ``"grid"``, ``"quirks"``, or ``"long"`` for the cells with all epochs.
+        kind: ``"grid"``, ``"switches"``, or ``"long"`` for the cells with all epochs.
 
     Returns:
         As :func:`grid_table`; ``source`` is ``"own"`` or ``"committed"``.
@@ -108,7 +108,7 @@ def read_committed(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
 
     Args:
         root: The project's folder.
-        kind: ``"grid"``, ``"quirks"`` or ``"long"``.
+        kind: ``"grid"``, ``"switches"`` or ``"long"``.
 
     Raises:
         GridError: the file is missing or damaged.
@@ -133,7 +133,7 @@ def committed_cells(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
 
     Args:
         root: The project's folder.
-        kind: ``"grid"``, ``"quirks"`` or ``"long"``.
+        kind: ``"grid"``, ``"switches"`` or ``"long"``.
 
     Returns:
         One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores``, ``precision``
@@ -168,7 +168,7 @@ def trained_elsewhere(root: str | Path, baseline: str, kind: Kind = "grid") -> t
     Args:
         root: The project's folder.
         baseline: The variant that the others are held against.
-        kind: ``"grid"``, ``"quirks"`` or ``"long"``.
+        kind: ``"grid"``, ``"switches"`` or ``"long"``.
     """
     cells = committed_cells(root, kind)
     home = set(cells.loc[cells["variant"] == baseline, "processor"])
@@ -207,7 +207,7 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
 
     Args:
         root: The project's folder.
-        kind: ``"grid"``, ``"quirks"`` or ``"long"``.
+        kind: ``"grid"``, ``"switches"`` or ``"long"``.
 
     Returns:
         Whether the committed files changed.
@@ -218,8 +218,8 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
     root = Path(root)
     folder, target = root / "outputs" / "demo" / OWN[kind], root / COMMITTED[kind]
     cells = [path for path in sorted(folder.glob(f"*/seed-*/{METRICS_FILE}")) if _belongs(_cell_of(path)[0], kind)]
-    if all(_cell_of(path)[0] == _PARTNER for path in cells) and kind == "quirks":
-        cells = []  # without any switch beside it, the partner says nothing about quirks
+    if kind == "switches" and all(_cell_of(path)[0] in _PARTNERS for path in cells):
+        cells = []  # without any switch beside them, partners say nothing about switches
     if not cells:
         return False
     for path in cells:
@@ -300,9 +300,9 @@ def verdict(mean: float, low: float, high: float) -> str:
 
 
 def _belongs(variant: str, kind: Kind) -> bool:
-    """Whether a variant has its place in a table: the partner in every one, quirks in theirs alone."""
-    quirk = variant in VARIANTS and VARIANTS[variant].group == "quirks"
-    return variant == _PARTNER or kind == "long" or quirk == (kind == "quirks")
+    """Whether a variant has its place in a table: partners in every one, switches in theirs alone."""
+    switch = variant in VARIANTS and VARIANTS[variant].group in ("prototypes", "quirks")
+    return variant in _PARTNERS or kind == "long" or switch == (kind == "switches")
 
 
 def _cell_of(path: Path) -> tuple[str, str]:

@@ -45,7 +45,7 @@ from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation import prototypes as analysis
 from mgca_lib.evaluation.features import embed_pairs
 from mgca_lib.evaluation.intervals import t_interval
-from mgca_lib.grid_results import load_grid, paired_differences, verdict
+from mgca_lib.grid_results import committed_cells, load_grid, paired_differences, verdict
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import pretrain
 from mgca_lib.variants import VARIANTS
@@ -318,8 +318,10 @@ for length, part in overlap.items():
 # `make grid VARIANTS="prototypes-16 prototypes-256 queue"` trains it.
 
 # %%
-grid = load_grid(run.root, run.profile, GRID_DIR)
+grid = load_grid(run.root, run.profile, GRID_DIR, kind="switches")
 grid = grid[grid["variant"].isin(named)]
+here = set(committed_cells(run.root, "switches")["data"]) == {studies.card.table_sha256}
+print("committed cells were trained on", "the data that lie here" if here else "other phantoms than those here")
 grid.groupby(["variant", "source"])["seed"].nunique().unstack().reindex(named).fillna(0).astype(int)
 
 # %%

@@ -328,7 +328,7 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
 # interval of the mean difference is Student's, over seeds. The results that come with the project are a table of their own
-# (`notebooks/grid/quirks.csv`), with an `all` of their own, and their maps were drawn on tiles: numbers of notebooks 14 and 15 are
+# (`notebooks/grid/switches.csv`), with an `all` of its own, and its maps were drawn on tiles: numbers of notebooks 14 and 15 are
 # another draw, and perhaps of other phantoms. One thing may spoil the pairing: rounding. Variants that were trained on another kind of processor than
 # `all` share less with it, and the cell names them.
 #
@@ -337,11 +337,11 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # them are missing, this section shows the questions and no answers.
 
 # %%
-table = load_grid(run.root, run.profile, GRID_DIR, kind="quirks")
+table = load_grid(run.root, run.profile, GRID_DIR, kind="switches")
 trained = table[table["variant"].isin(["all", *quirks])]
-here = set(committed_cells(run.root, "quirks")["data"]) == {run.studies("mimic_cxr").card.table_sha256}
+here = set(committed_cells(run.root, "switches")["data"]) == {run.studies("mimic_cxr").card.table_sha256}
 print("committed cells were trained on", "the data that lie here" if here else "other phantoms than those here")
-elsewhere = [name for name in trained_elsewhere(run.root, "all", "quirks") if name in quirks]
+elsewhere = [name for name in trained_elsewhere(run.root, "all", "switches") if name in quirks]
 print("committed cells from another kind of processor than that of `all`:", ", ".join(elsewhere) or "none")
 trained.groupby(["variant", "source"])["seed"].nunique().unstack().reindex(["all", *quirks]).fillna(0).astype(int)
 

@@ -126,21 +126,21 @@ def test_publishing_keeps_the_cells_of_others(project):
     }
 
 
-def test_quirks_have_a_table_of_their_own_with_the_partner_in_it(project):
-    write_committed(project, [("all", 1, "auroc", 0.2, None, None, None)], "quirks")
+def test_switches_have_a_table_of_their_own_with_the_partner_in_it(project):
+    write_committed(project, [("all", 1, "auroc", 0.2, None, None, None)], "switches")
     write_cell(project, "all", 1, {"auroc": 0.9})
-    assert not publish_grid(project, "quirks")  # a partner alone says nothing about quirks
-    write_cell(project, "queue", 1, {"auroc": 0.7})
-    write_cell(project, "quirk-lost-word", 1, {"auroc": 0.8})
+    assert not publish_grid(project, "switches")  # a partner alone says nothing about switches
+    write_cell(project, "gloria", 1, {"auroc": 0.7})
+    write_cell(project, "queue", 1, {"auroc": 0.8})
     assert publish_grid(project)
-    assert publish_grid(project, "quirks")
+    assert publish_grid(project, "switches")
     found = {
         kind: dict(load_grid(project, "paper", "nowhere", kind=kind)[["variant", "value"]].itertuples(index=False))
-        for kind in ("grid", "quirks")
+        for kind in ("grid", "switches")
     }
-    assert found == {"grid": {"all": 0.9, "ita": 0.6, "queue": 0.7}, "quirks": {"all": 0.9, "quirk-lost-word": 0.8}}
-    own = load_grid(project, "demo", kind="quirks")
-    assert set(own["variant"]) == {"all", "quirk-lost-word"}
+    assert found == {"grid": {"all": 0.9, "gloria": 0.7, "ita": 0.6}, "switches": {"all": 0.9, "queue": 0.8}}
+    own = load_grid(project, "demo", kind="switches")
+    assert set(own["variant"]) == {"all", "queue"}
 
 
 def test_publishing_drops_cells_that_were_trained_on_other_data(project):
@@ -245,11 +245,12 @@ def test_the_committed_long_runs_are_whole(repository):
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
 
 
-def test_the_committed_quirks_are_whole(repository):
-    """The partner and every quirk, three seeds each, of one data table."""
-    table = module.read_committed(repository, "quirks")
-    facts = json.loads((repository / module.COMMITTED["quirks"]).with_suffix(".json").read_text())
-    wanted = {"all"} | {name for name, variant in VARIANTS.items() if variant.group == "quirks"}
+def test_the_committed_switches_are_whole(repository):
+    """The partners and every switch, three seeds each, of one data table."""
+    table = module.read_committed(repository, "switches")
+    facts = json.loads((repository / module.COMMITTED["switches"]).with_suffix(".json").read_text())
+    wanted = {"all", "ita+cta"}
+    wanted |= {name for name, variant in VARIANTS.items() if variant.group in ("prototypes", "quirks")}
     cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
     assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)}
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1

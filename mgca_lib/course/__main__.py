@@ -208,7 +208,7 @@ def _outputs(options: argparse.Namespace, root: Path) -> int:
         return 0
     changed = publish_seeds(root / "outputs" / "demo", root / "notebooks" / SEEDS_FILE)
     print(f"numbers over seeds: {'new' if changed else 'unchanged'}")
-    for kind, words in (("grid", "results of the grid"), ("quirks", "its quirks"), ("long", "its long runs")):
+    for kind, words in (("grid", "results of the grid"), ("switches", "its switches"), ("long", "its long runs")):
         try:
             print(f"{words}: {'new' if publish_grid(root, kind) else 'unchanged'}")
         except GridError as error:
