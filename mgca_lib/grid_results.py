@@ -6,9 +6,9 @@ cells then take the place of the committed ones. The same seed gives every varia
 variants are compared by differences within a seed.
 
 There are three committed tables, and no numbers are compared across them, since each may have been trained on another
-computer: ``"grid"``, for notebooks 14 and 15; ``"switches"``, one setting changed at a time, for notebooks 11 and 12,
-with ``all`` and ``ita+cta`` of their own; and ``"long"``, with three times as many epochs, whose cells live in
-``outputs/PROFILE/long``. Cells of one table share their number of epochs and their data.
+computer: ``"grid"``, the terms and token losses that notebooks 14 and 15 compare; ``"switches"``, further settings of
+some of them, for notebooks 11, 12 and 15, with those some trained beside them; and ``"long"``, with three times as many
+epochs, whose cells live in ``outputs/PROFILE/long``. Cells of one table share their number of epochs and their data.
 """
 
 import json
@@ -39,7 +39,8 @@ TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "sour
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
 """What notebooks 14 and 15 compare, and ``make grid`` trains unless told otherwise."""
 _CELL = ["variant", "seed"]
-_PARTNERS = ("all", "ita+cta")  # what switches are held against: with prototypes, and without
+_PARTNERS = ("all", "ita+cta", "cta_grounded")  # what switches are held against
+_SWITCHED = ("patches", "words", "prototypes", "quirks")
 
 
 class GridError(ValueError):
@@ -92,12 +93,12 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
     True
     """
     root = Path(root)
-    own = grid_table(root / (folder or Path("outputs", profile, OWN[kind])))
-    own = own[own["variant"].map(lambda variant: _belongs(variant, kind)).astype(bool)]
+    own = _own_cells(root / (folder or Path("outputs", profile, OWN[kind])), kind)
     committed = read_committed(root, kind)
     if profile != "demo":
         seeds = own.groupby("variant")["seed"].nunique()
-        return own if all(seeds.get(name, 0) > 1 for name in COMPARED) else committed
+        wanted = [name for name in VARIANTS if _belongs(name, kind)] if kind == "switches" else COMPARED
+        return own if all(seeds.get(name, 0) > 1 for name in wanted) else committed
     known = set(own[_CELL].itertuples(index=False, name=None))
     rest = committed[[cell not in known for cell in committed[_CELL].itertuples(index=False, name=None)]]
     return pd.concat([part for part in (own, rest) if len(part)], ignore_index=True)
@@ -203,7 +204,8 @@ def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dic
 def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
     """Write your finished cells at ``demo`` over the committed results.
 
-    Other committed cells stay, unless they were trained on other data: with those the new ones cannot be compared.
+    Other committed cells stay, unless they were trained on other data: with those the new ones cannot be compared. The
+    names of those that go are printed.
 
     Args:
         root: The project's folder.
@@ -214,6 +216,7 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
 
     Raises:
         RestrictedDataError: a cell was trained on data that may not be passed on, or names none.
+        GridError: the new cells were trained on different data.
     """
     root = Path(root)
     folder, target = root / "outputs" / "demo" / OWN[kind], root / COMMITTED[kind]
@@ -224,12 +227,16 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
         return False
     for path in cells:
         check_publishable(path.parent)
-    table = load_grid(root, "demo", kind=kind) if target.is_file() else grid_table(folder)
+    table = load_grid(root, "demo", kind=kind) if target.is_file() else _own_cells(folder, kind)
     record = target.with_suffix(".json")
     facts = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     new = {"/".join(_cell_of(path)): _facts(path.parent) for path in cells}
-    trained_on = [cell["data"] for cell in new.values()]
-    gone = {name for name, cell in facts.items() if cell["data"] not in trained_on} - set(new)
+    first, *others = (cell["data"] for cell in new.values())
+    if not all(_same_data(first, other) for other in others):
+        raise GridError(f"{folder}: its cells were trained on different data; remove those that do not belong together")
+    gone = {name for name, cell in facts.items() if not _same_data(first, cell["data"])} - set(new)
+    if gone:
+        print(f"{target.name}: trained on other data, so left out from now on: {', '.join(sorted(gone))}")
     facts = {name: cell for name, cell in facts.items() if name not in gone} | new
     kept = [f"{variant}/seed-{seed}" not in gone for variant, seed in table[_CELL].itertuples(index=False, name=None)]
     table = table[kept].drop(columns="source").sort_values([*_CELL, "metric"], kind="stable", ignore_index=True)
@@ -299,9 +306,19 @@ def verdict(mean: float, low: float, high: float) -> str:
     return f"{'higher' if mean > 0 else 'lower'} by {abs(mean):.3f}"
 
 
+def _own_cells(folder: Path, kind: Kind) -> pd.DataFrame:
+    own = grid_table(folder)
+    return own[own["variant"].map(lambda variant: _belongs(variant, kind)).astype(bool)]
+
+
+def _same_data(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two cells were trained and measured on the same tables, as far as both name them."""
+    return all(one[name]["sha256"] == other[name]["sha256"] for name in one.keys() & other.keys())
+
+
 def _belongs(variant: str, kind: Kind) -> bool:
-    """Whether a variant has its place in a table: partners in every one, switches in theirs alone."""
-    switch = variant in VARIANTS and VARIANTS[variant].group in ("prototypes", "quirks")
+    """Whether a variant has its place in a table: partners in all, switches in theirs, any that was trained in long."""
+    switch = variant in VARIANTS and VARIANTS[variant].group in _SWITCHED
     return variant in _PARTNERS or kind == "long" or switch == (kind == "switches")
 
 

@@ -679,26 +679,28 @@ by_input = (
     "cta_grounded-stride-8-window",
     "cta_grounded-stride-8-window-mlm",
 )
-order = list(dict.fromkeys([*by_loss, *by_input]))
 grid = load_grid(run.root, run.profile, GRID_DIR)
-grid = grid[grid["variant"].isin(order)]
+grid = grid[grid["variant"].isin(by_loss)]
 metrics = {finding: f"grounding/{finding}/pointing" for finding in ("all", *shown)}
-found = {finding: over_seeds(grid, metric) for finding, metric in metrics.items()}
-chance = grid[grid["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
 
 
-def from_start(variants):
+def from_start(table, variants, key):
     rows = {}
-    for finding, by in found.items():
-        row = {variant: vars(by[variant]) for variant in variants if variant in by}
-        row |= {"chance": {"mean": chance[f"grounding/{finding}/chance"]}}
-        rows["all findings" if finding == "all" else finding] = row
+    chance = table[table["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
+    for finding, metric in metrics.items():
+        by = over_seeds(table, metric)
+        for variant in (name for name in variants if name in by):
+            run.record(f"{key}/{finding}/{variant}/pointing", by[variant].as_metric())
+            rows.setdefault("all findings" if finding == "all" else finding, {})[variant] = vars(by[variant])
+        rows["all findings" if finding == "all" else finding]["chance"] = {
+            "mean": chance[f"grounding/{finding}/chance"]
+        }
     return figures.interval_dots(rows, value_label="pointing game: hit rate, mean and 95 % t interval over seeds")
 
 
 # %%
 run.show(
-    from_start(by_loss),
+    from_start(grid, by_loss, "grid"),
     "grid_losses",
     "Pointing of models trained from scratch with each token loss, over seeds.",
 )
@@ -715,17 +717,16 @@ run.show(
 # **Guess**: which of the three steps is worth most for pointing, and which for the linear probe, which never reads a word?
 
 # %%
+switches = load_grid(run.root, run.profile, GRID_DIR, kind="switches")
+here = set(committed_cells(run.root, "switches")["data"]) == {run.studies("mimic_cxr").card.table_sha256}
+print("committed switches were trained on", "the data that lie here" if here else "other phantoms than those here")
 run.show(
-    from_start(by_input),
+    from_start(switches, by_input, "switches"),
     "grid_inputs",
     "Pointing from scratch: as before, with finer patches, with words that read little, with words that have read before.",
 )
 
 # %%
-for finding, by in found.items():
-    for name in order:
-        if name in by:
-            run.record(f"grid/{finding}/{name}/pointing", by[name].as_metric())
 yardsticks = {"words point, all findings": "grounding/all/pointing"}
 yardsticks |= {f"CheXpert {part}": f"probe/chexpert/auroc/{part}" for part in ("1%", "10%", "100%")}
 yardsticks |= {"report to image, R@5": "retrieval/t2i/r@5"}
@@ -751,7 +752,7 @@ steps = {
     "masked words first": ("cta_grounded-stride-8-window", "cta_grounded-stride-8-window-mlm"),
 }
 steps = {
-    label + ", other processor" * (after in trained_elsewhere(run.root, before)): (before, after)
+    label + ", other processor" * (after in trained_elsewhere(run.root, before, "switches")): (before, after)
     for label, (before, after) in steps.items()
 }
 
@@ -772,7 +773,7 @@ def by_steps(table, steps, measures, key):
 
 
 # %%
-by_steps(grid, steps, yardsticks | {finding: metrics[finding] for finding in shown}, "steps")
+by_steps(switches, steps, yardsticks | {finding: metrics[finding] for finding in shown}, "steps")
 
 # %% [markdown]
 # Three seeds separate large effects only. A step may be well motivated (section 8) and still be worth too little to be seen here;

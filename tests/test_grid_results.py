@@ -130,7 +130,7 @@ def test_switches_have_a_table_of_their_own_with_the_partner_in_it(project):
     write_committed(project, [("all", 1, "auroc", 0.2, None, None, None)], "switches")
     write_cell(project, "all", 1, {"auroc": 0.9})
     assert not publish_grid(project, "switches")  # a partner alone says nothing about switches
-    write_cell(project, "gloria", 1, {"auroc": 0.7})
+    write_cell(project, "gloria", 1, {"auroc": 0.7}, data=OPEN | {"nih": OPEN["mimic_cxr"]})  # measured on more
     write_cell(project, "queue", 1, {"auroc": 0.8})
     assert publish_grid(project)
     assert publish_grid(project, "switches")
@@ -143,7 +143,17 @@ def test_switches_have_a_table_of_their_own_with_the_partner_in_it(project):
     assert set(own["variant"]) == {"all", "queue"}
 
 
-def test_publishing_drops_cells_that_were_trained_on_other_data(project):
+def test_switches_at_another_profile_are_shown_once_all_have_two_seeds(project):
+    write_committed(project, [("all", 1, "auroc", 0.2, None, None, None)], "switches")
+    wanted = [name for name, variant in VARIANTS.items() if variant.group not in ("ablation", "grounding")]
+    for name in [*wanted, "all", "ita+cta", "cta_grounded"]:
+        assert set(load_grid(project, "paper", kind="switches")["source"]) == {"committed"}
+        for seed in (1, 2):
+            write_cell(project, name, seed, {"auroc": 0.5}, profile="paper")
+    assert set(load_grid(project, "paper", kind="switches")["source"]) == {"own"}
+
+
+def test_publishing_drops_cells_that_were_trained_on_other_data(project, capsys):
     for variant, value in (("all", 0.1), ("ita", 0.2), ("ita+cpa", 0.3)):
         write_cell(project, variant, 1, {"auroc": value})
     assert publish_grid(project)
@@ -152,6 +162,10 @@ def test_publishing_drops_cells_that_were_trained_on_other_data(project):
     other = {"mimic_cxr": {"sha256": "cd", "source": "phantom", "restricted": False}}
     write_cell(project, "all", 1, {"auroc": 0.9}, data=other)
     assert publish_grid(project)
+    assert "left out from now on: ita+cpa/seed-1, ita/seed-1" in capsys.readouterr().out
+    write_cell(project, "ita", 1, {"auroc": 0.5})
+    with pytest.raises(GridError, match="trained on different data"):
+        publish_grid(project)
     assert pd.read_csv(project / module.COMMITTED["grid"])["value"].tolist() == [0.9]
     facts = json.loads((project / module.COMMITTED["grid"]).with_suffix(".json").read_text())
     assert list(facts) == ["all/seed-1"]
@@ -249,8 +263,9 @@ def test_the_committed_switches_are_whole(repository):
     """The partners and every switch, three seeds each, of one data table."""
     table = module.read_committed(repository, "switches")
     facts = json.loads((repository / module.COMMITTED["switches"]).with_suffix(".json").read_text())
-    wanted = {"all", "ita+cta"}
-    wanted |= {name for name, variant in VARIANTS.items() if variant.group in ("prototypes", "quirks")}
+    wanted = {"all", "ita+cta", "cta_grounded"}
+    wanted |= {name for name, variant in VARIANTS.items() if variant.group not in ("ablation", "grounding")}
+    wanted -= {name for name in wanted if "-mlm-slow" in name}  # long runs alone
     cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
     assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)}
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1

@@ -47,6 +47,11 @@ def render(case, seed=0, hospital=QUIET, size=128):
     return render_case(case, hospital, np.random.default_rng(seed), size=size)
 
 
+def sample_findings(count, *, names):
+    """Findings of cases with exactly these."""
+    return [sample_case(np.random.default_rng(seed), MIMIC, findings=names).findings for seed in range(count)]
+
+
 def midline(seed=0, size=128):
     """Column of the middle between the lungs' outer edges."""
     columns = np.nonzero(render(NORMAL, seed, size=size).lung_mask.any(axis=0))[0]
@@ -294,7 +299,6 @@ class TestFreeAir:
     """Air in the pleura takes the place of lung, and of what is in it."""
 
     AIR = Finding("pneumothorax", "right", "apical", "severe")
-    BESIDE = Finding("consolidation", "right", "upper", "severe")
 
     @pytest.mark.parametrize("name", ["consolidation", "nodule", "covid-like opacities", "edema"])
     def test_disease_of_the_lung_does_not_show_in_free_air(self, name):
@@ -308,8 +312,31 @@ class TestFreeAir:
             air, mask = both.finding_masks
             assert np.array_equal(air, alone.finding_masks[0])
             assert not (air & mask).any()
+            assert mask.any() or name in ("nodule", "covid-like opacities")  # those may lie where the air is
             deep = ~binary_dilation(~air, iterations=3)  # scatter and blur reach a little way in
+            assert deep.sum() > 100
             assert np.abs(both.image - alone.image)[deep].mean() < 0.01
+
+    def test_dense_fluid_takes_the_place_of_what_is_in_the_lung(self):
+        fluid = Finding("pleural effusion", "right", "basal", "severe")
+        plate = Finding("atelectasis", "right", "basal", "moderate", "plate-like")
+        left = []
+        for seed in range(6):
+            alone, both = (
+                render(dataclasses.replace(NORMAL, findings=findings), seed) for findings in ((plate,), (plate, fluid))
+            )
+            assert not (both.finding_masks[0] & ~alone.finding_masks[0]).any()
+            left.append(both.finding_masks[0].sum() / alone.finding_masks[0].sum())
+        assert min(left) < 0.5
+        softer = sample_findings(200, names=["atelectasis", "pleural effusion"])
+        assert not [
+            findings
+            for findings in softer
+            if len(findings) == 2
+            and findings[1].severity == "severe"
+            and findings[1].kind != "layering"
+            and "bilateral" in (findings[0].side, findings[1].side)
+        ]
 
     def test_an_effusion_may_lie_under_it(self):
         fluid = Finding("pleural effusion", "right", "basal", "severe")

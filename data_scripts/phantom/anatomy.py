@@ -130,7 +130,8 @@ def sample_body(case: Case, rng: np.random.Generator, pose: np.random.Generator)
     elder = max(0.0, (case.age - 50) / 40)
     aorta = rng.normal(1.75, 0.15) * scale + 0.45 * elder
     aorta += 0.5 if "tortuous aorta" in case.incidentals else 0.0
-    scoliosis = rng.normal(0.0, 1.3 if "scoliosis" in case.incidentals else 0.25)
+    bend = rng.normal()
+    scoliosis = float(np.sign(bend)) * (0.8 + 0.6 * abs(bend)) if "scoliosis" in case.incidentals else 0.25 * bend
     arms = np.deg2rad(pose.uniform(14, 30, 2) if bedside else pose.uniform(30, 58, 2))
     return Body(
         width=width,
@@ -314,9 +315,8 @@ def _ellipse(x: Array, y: Array, centre: tuple[float, float], radii: tuple[float
 
 def heart_centre(body: Body) -> tuple[float, float]:
     """Centre (x, y) of the left ventricle's ellipse in cm."""
-    low = body.floor
-    room = low - body.carina + 1.6
-    return 2.5 * body.heart + 3.0 * body.turn, low - 3.9 * min(body.heart, room / 10.0)
+    room = body.floor - body.carina + 1.6
+    return 2.5 * body.heart + 3.0 * body.turn, body.floor - 3.9 * min(body.heart, room / 10.0)
 
 
 def _mediastinum(body: Body, frame: Frame, x: Array, y: Array, rng: np.random.Generator) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ heart, edema and effusions in heart failure; pneumonia and consolidation in infe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -54,6 +54,7 @@ DEVICES = (
     "ecg leads",
 )
 IMPLANTS = ("pacemaker", "sternal wires")
+_IN_THE_LUNG = ("atelectasis", "consolidation", "pneumonia", "nodule", "covid-like opacities")
 # Neither heals nor moves from one film of a patient to the next.
 LASTING = ("cardiomegaly", "nodule")
 FOREIGN_OBJECTS = ("coin", "button", "necklace", "safety pin", "hair clip", "earring", "key")
@@ -143,7 +144,8 @@ class Case:
         incidentals: Subset of `INCIDENTALS`; not findings, have no mask. At most one of `RIB_FRACTURES` and
             one of `PLEURAL_THICKENINGS`; their names say where they are.
         patient: Seed of what is the same on every film of the patient: measures of the body, ribs, vessels and spine,
-            the place of implants, place and shape of nodules, shape of incidentals. None draws it with the film.
+            place and shape of findings but foreign objects, of tubes, lines and implants, and of incidentals. None
+            draws it with the film.
         tube_height: Tip of an endotracheal tube above the carina in cm, to one decimal.
         lateral: True if the study has a lateral film as well; only with PA.
     """
@@ -195,7 +197,7 @@ def sample_case(rng: np.random.Generator, hospital: Hospital, *, findings: Seque
     drawn = _draw_names(rng, hospital)
     names = drawn if findings is None else tuple(name for name in FINDINGS if name in findings)
     supine = view == "AP" and rng.random() < 0.4
-    drawn_findings = tuple(_draw_finding(rng, name, view=view, supine=supine) for name in names)
+    drawn_findings = seen_together([_draw_finding(rng, name, view=view, supine=supine) for name in names])
     return Case(
         sex=sex,
         age=age,
@@ -207,13 +209,35 @@ def sample_case(rng: np.random.Generator, hospital: Hospital, *, findings: Seque
         rotation=float(np.clip(rng.normal(0.0, 4.0 if view == "AP" else 1.8), -10.0, 10.0)),
         supine=supine,
         incidentals=_draw_incidentals(rng, age),
-        tube_height=draw_tube_height(rng),
+        tube_height=round(float(rng.uniform(*TUBE_HEIGHTS)), 1),
     )
 
 
-def draw_tube_height(rng: np.random.Generator) -> float:
-    """Height of an endotracheal tube's tip above the carina in cm."""
-    return round(float(rng.uniform(*TUBE_HEIGHTS)), 1)
+def seen_together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Make fluid or air that would hide another finding of the lung less: severe becomes moderate.
+
+    A severe effusion hides the base of its lung, unless it lies behind it; a severe pneumothorax leaves no lung at the
+    chest wall. What cannot be seen has no place on a film whose report may speak of it.
+
+    >>> effusion = Finding("pleural effusion", "right", "basal", "severe")
+    >>> plate = Finding("atelectasis", "right", "basal", "mild", "plate-like")
+    >>> [finding.severity for finding in seen_together([plate, effusion])]
+    ['mild', 'moderate']
+    """
+    return tuple(
+        replace(finding, severity="moderate")
+        if finding.severity == "severe" and any(_hides(finding, other) for other in findings)
+        else finding
+        for finding in findings
+    )
+
+
+def _hides(cover: Finding, other: Finding) -> bool:
+    if other.name not in _IN_THE_LUNG or "bilateral" not in (cover.side, other.side) and cover.side != other.side:
+        return False
+    if cover.name == "pleural effusion":
+        return cover.kind != "layering" and other.zone in ("basal", "lower", "retrocardiac")
+    return cover.name == "pneumothorax" and (other.name == "nodule" or other.zone == "peripheral")
 
 
 def _draw_names(rng: np.random.Generator, hospital: Hospital) -> tuple[str, ...]:

@@ -27,19 +27,19 @@ class Said(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
+def fits(needs: Sequence[str], case: Case) -> bool:
+    """True if the film meets all of some conditions, keys of `CONDITIONS`."""
+    return all(CONDITIONS[need](case) for need in needs)
+
+
 def fitting(options: Sequence[Said], case: Case) -> list[str]:
     """Texts of the sentences that do not contradict the film, in their order."""
-    return [option.text for option in options if all(CONDITIONS[need](case) for need in option.needs)]
+    return [option.text for option in options if fits(option.needs, case)]
 
 
 def has_volume_loss(finding: Finding) -> bool:
     """True for a collapsed lobe or lung base, as against a plate of atelectasis."""
     return finding.name == "atelectasis" and (finding.kind == "volume loss" or finding.severity == "severe")
-
-
-def _compresses(finding: Finding) -> bool:
-    sized = finding.name in ("pleural effusion", "pneumothorax")
-    return has_volume_loss(finding) or (sized and finding.severity != "mild")
 
 
 def _shifts(finding: Finding) -> bool:
@@ -48,9 +48,29 @@ def _shifts(finding: Finding) -> bool:
     return sized or (has_volume_loss(finding) and finding.severity != "mild")
 
 
+def _unshifted(case: Case) -> bool:
+    return not any(map(_shifts, case.findings))
+
+
+def _covers_hila(finding: Finding) -> bool:
+    return finding.name == "edema" or finding.zone in ("perihilar", "diffuse")
+
+
 def _unhindered(case: Case) -> bool:
     """True if both lungs fill their half of the chest."""
-    return not any(_compresses(f) or f.name == "pneumothorax" for f in case.findings)
+    return not any(
+        has_volume_loss(f) or f.name == "pneumothorax" or (f.name == "pleural effusion" and f.severity != "mild")
+        for f in case.findings
+    )
+
+
+def _clear(case: Case) -> bool:
+    """True if nothing is in the lungs and at most a little fluid or air around them."""
+    return all(
+        f.name in ("cardiomegaly", "foreign object")
+        or (f.name in ("pleural effusion", "pneumothorax") and f.severity == "mild")
+        for f in case.findings
+    )
 
 
 def _expanded(case: Case) -> bool:
@@ -58,7 +78,7 @@ def _expanded(case: Case) -> bool:
 
 
 def _mediastinum(case: Case) -> bool:
-    return "tortuous aorta" not in case.incidentals and not any(map(_shifts, case.findings))
+    return "tortuous aorta" not in case.incidentals and _unshifted(case)
 
 
 def _no_calcified_aorta(case: Case) -> bool:
@@ -66,8 +86,7 @@ def _no_calcified_aorta(case: Case) -> bool:
 
 
 def _hila(case: Case) -> bool:
-    covered = any(f.name == "edema" or f.zone in ("perihilar", "diffuse") for f in case.findings)
-    return not covered and not any(map(_shifts, case.findings))
+    return _unshifted(case) and not any(map(_covers_hila, case.findings))
 
 
 def _aortic_knob(case: Case) -> bool:
@@ -79,17 +98,22 @@ def _aortic_knob(case: Case) -> bool:
 
 def _trachea(case: Case) -> bool:
     straight = "scoliosis" not in case.incidentals and "tortuous aorta" not in case.incidentals
-    return straight and abs(case.rotation) < 4.0 and not any(map(_shifts, case.findings))
+    return straight and abs(case.rotation) < 4.0 and _unshifted(case)
+
+
+def _hides_heart(finding: Finding) -> bool:
+    """True for much fluid or a collapsed base on the heart's side."""
+    dense = finding.name == "pleural effusion" or has_volume_loss(finding)
+    return dense and finding.severity == "severe" and finding.side in ("left", "bilateral")
 
 
 def _heart_border(case: Case) -> bool:
-    """True unless the left heart border drowns in fluid or a collapsed base."""
-    return not any(
-        f.side in ("left", "bilateral")
-        and f.severity == "severe"
-        and (f.name == "pleural effusion" or has_volume_loss(f))
-        for f in case.findings
-    )
+    return not any(map(_hides_heart, case.findings))
+
+
+def _left_border_hidden(case: Case) -> bool:
+    """True if fluid or collapse lies beside the heart; what is behind it leaves its border to be seen."""
+    return any(_hides_heart(f) and f.zone != "retrocardiac" for f in case.findings)
 
 
 def _bones(case: Case) -> bool:
@@ -111,6 +135,7 @@ def _urgent(case: Case) -> bool:
 
 
 CONDITIONS: dict[str, Callable[[Case], bool]] = {
+    "clear": _clear,
     "unhindered": _unhindered,
     "expanded": _expanded,
     "mediastinum": _mediastinum,
@@ -119,18 +144,18 @@ CONDITIONS: dict[str, Callable[[Case], bool]] = {
     "aortic knob": _aortic_knob,
     "trachea": _trachea,
     "heart border": _heart_border,
+    "left border hidden": _left_border_hidden,
     "bones": _bones,
     "abdomen": lambda case: "nasogastric tube" not in case.devices,
     "soft tissues": _soft_tissues,
     "upright": lambda case: not case.supine,
     "supine": lambda case: case.supine,
     "bedside": lambda case: case.view == "AP",
-    "standing": lambda case: case.view == "PA",
     "lateral": lambda case: case.view == "PA" and case.lateral,
     "frontal only": lambda case: case.view == "PA" and not case.lateral,
     "spotless": _spotless,
     "urgent": _urgent,
-    "unshifted": lambda case: not any(map(_shifts, case.findings)),
+    "unshifted": _unshifted,
     "lines": lambda case: bool(set(case.devices) - {"pacemaker", "sternal wires", "ecg leads"}),
     "tube standard": lambda case: STANDARD_TUBE[0] <= case.tube_height <= STANDARD_TUBE[1],
     "tube low": lambda case: case.tube_height < LOW_TUBE,
@@ -139,15 +164,22 @@ CONDITIONS: dict[str, Callable[[Case], bool]] = {
 
 
 def same_outline(case: Case, previous: Case) -> bool:
-    """True if nothing that shapes the heart, the hila or the mediastinum differs between two films."""
+    """True if nothing that shapes or covers the heart, the hila or the mediastinum differs between two films."""
 
-    def shaping(film: Case) -> set[tuple[str, str, str]]:
-        found = {
-            (f.name, f.side, f.severity) for f in film.findings if f.name in ("cardiomegaly", "edema") or _shifts(f)
+    def shaping(film: Case) -> set[tuple[str, ...]]:
+        found: set[tuple[str, ...]] = {
+            (f.name, f.side, f.zone, f.severity)
+            for f in film.findings
+            if f.name == "cardiomegaly" or _covers_hila(f) or _shifts(f)
         }
-        return found | {("aorta", name, "") for name in film.incidentals if name == "tortuous aorta"}
+        return found | {(name,) for name in film.incidentals if name == "tortuous aorta"}
 
     return shaping(case) == shaping(previous)
+
+
+def tube_rise(case: Case, previous: Case) -> float:
+    """How much higher the tip of the endotracheal tube stands than on the earlier film, in cm to one decimal."""
+    return round(case.tube_height - previous.tube_height, 1)
 
 
 def same_technique(case: Case, previous: Case) -> bool:

@@ -113,10 +113,8 @@ def _pacemaker(scene: Scene, rng: np.random.Generator) -> Array:
     cava = [(-2.4, scene.body.carina), (-2.6, hy - 2.0)]
     ventricle = [(-1.4, hy + 2.0), (1.5, hy + 3.2 * scale), (hx + 3.3 * scale, hy + 3.1 * scale)]
     total = can + coil + header + 1.0 * _line(scene, [*vein, *cava, *ventricle], 0.07)
-    if rng.random() < 0.6:
-        lifted = [(x + 0.15, y + 0.18) for x, y in [*vein, *cava]]
-        total = total + 1.0 * _line(scene, [*lifted, (-2.3, hy + 0.6), (-1.2, hy + 0.2), (-1.0, hy - 1.0)], 0.07)
-    return total
+    lifted = [(x + 0.15, y + 0.18) for x, y in [*vein, *cava]]
+    return total + 1.0 * _line(scene, [*lifted, (-2.3, hy + 0.6), (-1.2, hy + 0.2), (-1.0, hy - 1.0)], 0.07)
 
 
 def _sternal_wires(scene: Scene, rng: np.random.Generator) -> Array:

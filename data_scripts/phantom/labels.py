@@ -19,9 +19,12 @@ def chexpert_labels(report: PhantomReport) -> dict[str, float]:
     """CheXpert-style labels read from a report, much as the CheXpert labeller sets them.
 
     1 mentioned as present, -1 mentioned with doubt, 0 denied, NaN not mentioned; present beats doubt beats denial.
-    Only words that speak of an opacity set Lung Opacity: as in the published labeller, its children do not. Support
-    Devices is 1 if the report names one of `lexicon.SUPPORT_DEVICES`. No Finding is 1 if no class but Support
+    Phrases that say "opacity" or "infiltrate" set Lung Opacity, and no others do: as in the published labeller, its
+    children do not. Support Devices is 1 if the report names a device. No Finding is 1 if no class but Support
     Devices is present or in doubt, else NaN.
+
+    Sentences about mediastinal contours alone ("the mediastinum is not widened") set nothing here; the published
+    labeller would count them for Enlarged Cardiomediastinum.
 
     Args:
         report: The report to label.
@@ -66,7 +69,7 @@ def _labels(report: PhantomReport, mentions: Iterable[tuple[Phrase, float]]) -> 
     for name, value in [*stated, *((name, 1.0) for name in report.incidental_classes)]:
         if _RANK[value] > _RANK.get(labels[name], 0):
             labels[name] = value
-    if any(device in lexicon.SUPPORT_DEVICES for device in report.devices):
+    if report.devices:
         labels["Support Devices"] = 1.0
     disease = [name for name in lexicon.CHEXPERT_CLASSES if name not in ("No Finding", "Support Devices")]
     if not any(labels[name] in (1.0, -1.0) for name in disease):
@@ -101,6 +104,6 @@ def expert_labels(case: Case) -> dict[str, float]:
         present.add("Lung Opacity")
     if not present:
         present.add("No Finding")
-    if any(device in lexicon.SUPPORT_DEVICES for device in case.devices):
+    if case.devices:
         present.add("Support Devices")
     return {name: float(name in present) for name in lexicon.CHEXPERT_CLASSES}

@@ -44,17 +44,6 @@ CLASSES_OF_FINDING: dict[str, tuple[str, ...]] = {
 OPACITY_CLASSES = ("Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis")
 """Children of Lung Opacity in the CheXpert hierarchy."""
 
-SUPPORT_DEVICES = (
-    "endotracheal tube",
-    "nasogastric tube",
-    "central venous catheter",
-    "chest tube",
-    "pacemaker",
-    "sternal wires",
-    "ecg leads",
-)
-"""Devices that count as CheXpert Support Devices."""
-
 IN_THE_LUNG = (
     "atelectasis",
     "consolidation",
@@ -63,7 +52,7 @@ IN_THE_LUNG = (
     "nodule",
     "covid-like opacities",
 )
-"""Findings that forbid the words "the lungs are clear"."""
+"""Findings of the lung itself, said to lie "in the left lung" and, once gone, to have cleared."""
 
 
 class Noun(NamedTuple):
@@ -73,7 +62,8 @@ class Noun(NamedTuple):
         singular: "" where only the plural is used.
         plural: "" for mass nouns and nouns without plural.
         countable: True if the singular takes an article.
-        classes: CheXpert classes it states; None means those of the finding.
+        classes: CheXpert classes it states; None means those of the finding. A noun that says "opacity" or
+            "infiltrate" states Lung Opacity, alone or beside the class of the finding.
     """
 
     singular: str
@@ -90,7 +80,7 @@ NOUNS: dict[str, tuple[Noun, ...]] = {
         Noun("atelectasis"),
         Noun("", "atelectatic changes"),
         Noun("subsegmental atelectasis"),
-        Noun("atelectatic opacity", "atelectatic opacities", True),
+        Noun("atelectatic opacity", "atelectatic opacities", True, ("Atelectasis", *_OPACITY)),
     ),
     "cardiomegaly": (
         Noun("cardiomegaly"),
@@ -104,7 +94,7 @@ NOUNS: dict[str, tuple[Noun, ...]] = {
         Noun("consolidation"),
         Noun("airspace consolidation"),
         Noun("parenchymal consolidation"),
-        Noun("consolidative opacity", "consolidative opacities", True),
+        Noun("consolidative opacity", "consolidative opacities", True, ("Consolidation", *_OPACITY)),
         Noun("airspace opacity", "airspace opacities", True, _OPACITY),
     ),
     "edema": (
@@ -124,7 +114,7 @@ NOUNS: dict[str, tuple[Noun, ...]] = {
         Noun("pneumonia"),
         Noun("bronchopneumonia"),
         Noun("pneumonic consolidation", "pneumonic consolidations", True, ("Pneumonia", "Consolidation")),
-        Noun("pneumonic infiltrate", "pneumonic infiltrates", True),
+        Noun("pneumonic infiltrate", "pneumonic infiltrates", True, ("Pneumonia", *_OPACITY)),
         Noun("airspace opacity", "airspace opacities", True, _OPACITY),
         Noun("opacity", "opacities", True, _OPACITY),
     ),
@@ -132,7 +122,7 @@ NOUNS: dict[str, tuple[Noun, ...]] = {
         Noun("pulmonary nodule", "pulmonary nodules", True),
         Noun("lung nodule", "lung nodules", True),
         Noun("nodule", "nodules", True),
-        Noun("nodular opacity", "nodular opacities", True),
+        Noun("nodular opacity", "nodular opacities", True, ("Lung Lesion", *_OPACITY)),
         Noun("nodular density", "nodular densities", True),
     ),
     "covid-like opacities": (
@@ -148,7 +138,7 @@ MASS_NOUNS = (
     Noun("mass", "masses", True),
     Noun("lung mass", "lung masses", True),
     Noun("pulmonary mass", "pulmonary masses", True),
-    Noun("mass-like opacity", "mass-like opacities", True),
+    Noun("mass-like opacity", "mass-like opacities", True, ("Lung Lesion", *_OPACITY)),
 )
 """A nodule of kind "mass"."""
 
@@ -178,7 +168,6 @@ FOREIGN_NOUNS: dict[str, tuple[Noun, ...]] = {
     ),
     "safety pin": (
         Noun("safety pin", "", True),
-        Noun("open safety pin", "", True),
         Noun("pin-shaped metallic density", "", True),
     ),
     "hair clip": (
@@ -368,8 +357,6 @@ NEGATED_NAMES: dict[str, tuple[str, ...]] = {
     "edema": ("pulmonary edema", "overt pulmonary edema", "edema", "frank pulmonary edema"),
     "pneumonia": ("pneumonia", "acute pneumonia", "focal pneumonia", "lobar pneumonia"),
     "nodule": ("suspicious nodule", "pulmonary nodule", "discrete nodule", "pulmonary mass"),
-    "cardiomegaly": ("cardiomegaly", "cardiac enlargement"),
-    "atelectasis": ("atelectasis", "lobar collapse"),
 }
 """What a reader says is absent."""
 
@@ -405,10 +392,10 @@ MEDIASTINUM_UNREMARKABLE_PHRASES = (
 """The same for an aorta without calcification."""
 
 HEART_HIDDEN = (
-    "Heart size is difficult to assess.",
-    "The left heart border is obscured.",
-    "Evaluation of the heart size is limited.",
-    "Assessment of the cardiac silhouette is limited.",
+    Said("Heart size is difficult to assess."),
+    Said("The left heart border is obscured.", ("left border hidden",)),
+    Said("Evaluation of the heart size is limited."),
+    Said("Assessment of the cardiac silhouette is limited."),
 )
 """Said instead where fluid or collapse hides the heart's outline."""
 
@@ -450,7 +437,7 @@ INSPIRATION_SENTENCES: dict[str, tuple[Said, ...]] = {
     ),
     "hyperinflated": (
         Said("The lungs are hyperinflated.", ("unhindered",)),
-        Said("Lung volumes are large with flattening of the diaphragms.", ("unhindered",)),
+        Said("Lung volumes are large.", ("unhindered",)),
         Said("Hyperexpanded lungs suggest underlying emphysema.", ("unhindered",)),
         Said("The lungs are hyperexpanded.", ("unhindered",)),
     ),
@@ -484,7 +471,6 @@ INCIDENTAL_SENTENCES: dict[str, tuple[str, ...]] = {
     "tortuous aorta": (
         "The aorta is tortuous.",
         "The thoracic aorta is mildly tortuous.",
-        "There is tortuosity of the descending aorta.",
         "The aorta is unfolded and tortuous.",
     ),
     "aortic calcification": (
@@ -534,10 +520,10 @@ DEVICE_SENTENCES: dict[str, tuple[Said, ...]] = {
         Said("The endotracheal tube is high, with its tip {cm} cm above the carina.", ("tube high",)),
     ),
     "nasogastric tube": (
-        Said("The nasogastric tube courses below the diaphragm, with the tip out of view."),
+        Said("The nasogastric tube courses below the diaphragm."),
         Said("Enteric tube extends into the stomach."),
         Said("A nasogastric tube passes below the diaphragm into the left upper quadrant."),
-        Said("The enteric tube courses inferiorly, the tip is not imaged."),
+        Said("The enteric tube is seen to course below the diaphragm."),
         Said("NG tube is seen in the expected position of the stomach."),
     ),
     "central venous catheter": (
@@ -627,16 +613,8 @@ DEVICE_NEW: dict[str, tuple[str, ...]] = {
         "A chest tube is new since the prior study.",
         "A pleural drainage catheter has been placed in the interval.",
     ),
-    "pacemaker": (
-        "Interval placement of a pacemaker, with leads in the expected locations.",
-        "A pacemaker is new since the prior study.",
-    ),
-    "sternal wires": (
-        "Interval median sternotomy, with intact wires.",
-        "Median sternotomy wires are new since the prior study.",
-    ),
 }
-"""Devices that were not on the earlier film."""
+"""Devices that were not on the earlier film. Implants are on every film of a patient."""
 
 DEVICE_GONE: dict[str, tuple[str, ...]] = {
     "endotracheal tube": (

@@ -260,7 +260,7 @@ def room_for_solids(air: Array) -> Array:
 
 
 def _shown(shape: Array, air: Array, *, least: float) -> Array:
-    """Scale a shape of height 1 so that its bulk adds at least `least` cm where the lung leaves room for it."""
+    """Scale a shape of height 1 so that half of its bulk adds `least` cm or more, as far as the lung leaves room."""
     bulk = shape > 0.5
     if not bulk.any():
         return shape

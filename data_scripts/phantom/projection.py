@@ -128,7 +128,7 @@ class Frame:
         The lattice depends on centimetres alone, so the same field appears at every image size. It has as many points
         for every field of view, so what is drawn after it is the same, too.
         """
-        count = int(max(_WIDEST, self.field_of_view) / scale) + 4
+        count = int(_WIDEST / scale) + 4
         lattice = rng.standard_normal((count, count)).astype(np.float32)
         return _separable(lattice, _spline(self.size, self.pixel / scale, count))
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from data_scripts.phantom.anatomy import LUNG_DENSITY, Anatomy, Body, build_anatomy, sample_body
-from data_scripts.phantom.cases import DEVICES, FINDINGS, IMPLANTS, Case
+from data_scripts.phantom.cases import DEVICES, FINDINGS, Case
 from data_scripts.phantom.devices import device_metal
 from data_scripts.phantom.hospitals import Hospital
 from data_scripts.phantom.pathology import Effect, Scene, finding_effect, room_for_solids
@@ -61,8 +61,8 @@ def render_case(
         hospital: Imaging chain.
         rng: Source of every choice; the same state gives the same bytes.
         size: Pixels per side, 64 to 2048.
-        study: Seed of what all films of a study share beside the patient: breath and arms, course of lines, foreign
-            objects, field of view. None draws it with the film.
+        study: Seed of what all films of a study share beside the patient: breath and arms, ECG leads, foreign objects,
+            field of view. None draws it with the film.
 
     Raises:
         ValueError: If `size` is out of range.
@@ -71,8 +71,8 @@ def render_case(
         raise ValueError(f"size must lie between 64 and 2048, not {size}")
     detector, detail, chain = _seeds(rng, 3)
     patient = _seeds(rng if case.patient is None else np.random.default_rng(case.patient), 4)
-    body_seed, detail_of_patient, lesion_of_patient, implant = patient
-    pose, lesion, line, window = _seeds(rng if study is None else np.random.default_rng(study), 4)
+    body_seed, detail_of_patient, lesion, inside = patient
+    pose, object_seed, leads, window = _seeds(rng if study is None else np.random.default_rng(study), 4)
     _keep_memory()
     body = sample_body(case, np.random.default_rng(body_seed), np.random.default_rng(pose))
     frame = _place_detector(hospital, body, np.random.default_rng(window), np.random.default_rng(detector), size)
@@ -82,14 +82,19 @@ def render_case(
     )
     scene = Scene(case, body, anatomy, frame, x, y)
     # What the patient has stays where it is from film to film; what lies on the patient does not.
-    places = {name: lesion if name == "foreign object" else lesion_of_patient for name in FINDINGS}
     effects = [
-        finding_effect(finding, scene, np.random.default_rng([places[finding.name], FINDINGS.index(finding.name)]))
+        finding_effect(
+            finding,
+            scene,
+            np.random.default_rng(
+                [object_seed if finding.name == "foreign object" else lesion, FINDINGS.index(finding.name)]
+            ),
+        )
         for finding in case.findings
     ]
     devices = {
         name: device_metal(
-            name, scene, np.random.default_rng([implant if name in IMPLANTS else line, DEVICES.index(name)])
+            name, scene, np.random.default_rng([leads if name == "ecg leads" else inside, DEVICES.index(name)])
         )
         for name in case.devices
     }
@@ -146,11 +151,13 @@ def _free_air(effects: list[Effect]) -> Array | None:
 
 
 def _finding_masks(effects: list[Effect]) -> tuple[NDArray[np.bool_], ...]:
-    """Where each finding shows: what is in the lung does not show where free air has taken its place."""
-    empty = _free_air(effects)
-    if empty is None:
+    """Where each finding shows: what is in the lung does not show where free air or dense fluid has taken its place."""
+    covers = [effect.empty > 0.5 for effect in effects if isinstance(effect.empty, np.ndarray)]
+    covers += [effect.fluid > 0.8 for effect in effects if not effect.in_lung and isinstance(effect.fluid, np.ndarray)]
+    if not covers:
         return tuple(effect.mask for effect in effects)
-    return tuple(effect.mask & (empty < 0.5) if effect.in_lung else effect.mask for effect in effects)
+    covered = np.logical_or.reduce(covers)
+    return tuple(effect.mask & ~covered if effect.in_lung else effect.mask for effect in effects)
 
 
 def _attenuate(
@@ -167,7 +174,6 @@ def _attenuate(
     vessels = lung * anatomy.vessels
     gas = lung * air
     solids = [effect.solid for effect in effects if isinstance(effect.solid, np.ndarray)]
-    pleural = [effect.solid for effect in effects if isinstance(effect.solid, np.ndarray) and not effect.in_lung]
     extra = sum(solids) if solids else np.float32(0.0)
     crowd = room_for_solids(air) if solids else np.float32(0.0)
     parenchyma = texture
@@ -180,7 +186,10 @@ def _attenuate(
     if empty is not None:
         gas += np.float32(LUNG_DENSITY) * air * empty
         parenchyma *= np.float32(1.0) - empty
-        parenchyma += sum(pleural) * empty
+        # The line of the lung's edge is all that stands in free air.
+        parenchyma += empty * sum(
+            effect.solid for effect in effects if isinstance(effect.solid, np.ndarray) and not effect.in_lung
+        )
     for effect in effects:
         if isinstance(effect.fluid, np.ndarray):
             left = effect.in_lung and empty is not None
@@ -298,7 +307,7 @@ def _finish(
         drawing.paste(stamp.rotate(turn, Image.Resampling.BILINEAR), corner)
         fill.paste(back.rotate(turn, Image.Resampling.BILINEAR), corner)
     if case.view == "AP" and rng.random() < hospital.label_probability:
-        words = ["PORTABLE", "AP", "MOBILE", *(["SUPINE"] if case.supine else ["AP ERECT", "SEMI-ERECT"])]
+        words = ["PORTABLE", "AP", "MOBILE", *(["SUPINE"] if case.supine else [])]
         text = words[int(rng.integers(len(words)))]
         spot = (rng.uniform(0.08, 0.7) * size, rng.choice([0.02, 0.94]) * size)
         ImageDraw.Draw(drawing).text(spot, text, fill=235, font=_font(max(6, size // 30)))

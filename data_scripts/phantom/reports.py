@@ -18,7 +18,7 @@ import numpy as np
 
 from data_scripts.phantom import consistency, lexicon, templates
 from data_scripts.phantom.cases import DEVICES, Case, Finding
-from data_scripts.phantom.consistency import Said, fitting
+from data_scripts.phantom.consistency import Said, fits, fitting
 
 _WORD = re.compile(r"\w+")
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -182,7 +182,6 @@ def _fill(template: str, first: _Words, second: _Words | None = None, **extra: s
         "b": _article(second) if second else "",
         "is": "are" if many else "is",
         "has": "have" if many else "has",
-        "was": "were" if many else "was",
         "t": "",
     } | extra
     if many:
@@ -231,9 +230,8 @@ def _phrase_fields(mention: _Mention) -> tuple[int | None, str, bool, bool, tupl
 
 def _comparison(before: Finding, now: Finding) -> str:
     """What became of a finding: "worse", "better", "unchanged", or "" if it moved or changed its kind."""
-    if (before.side, before.zone) != (now.side, now.zone) and before.name not in ("edema", "pleural effusion"):
-        return ""
-    if before.side != now.side:
+    roams = now.name in ("edema", "pleural effusion")
+    if before.side != now.side or (before.zone != now.zone and not roams):
         return ""
     if before.diameter and now.diameter:
         growth = now.diameter / before.diameter
@@ -301,11 +299,9 @@ class _Dictation:
             self.in_findings.add(worst)
 
     def _doubt(self, finding: Finding) -> float:
-        if finding.severity == "severe" and finding.name != "pneumonia":
+        if finding.name == "foreign object" or (finding.severity == "severe" and finding.name != "pneumonia"):
             return 0.0
         base = {"pneumonia": 0.32, "consolidation": 0.18, "atelectasis": 0.12, "edema": 0.12}.get(finding.name, 0.08)
-        if finding.name == "foreign object":
-            return 0.0
         return base * self.reader.hedging * {"mild": 1.5, "moderate": 1.0, "severe": 0.4}[finding.severity]
 
     def _decide_differential(self) -> int | None:
@@ -316,12 +312,11 @@ class _Dictation:
         targets = [i for i in sorted(spoken) if self.case.findings[i].name in templates.DIFFERENTIAL_TARGETS]
         return int(self.pick(targets)) if targets else None
 
-    def _words(self, index: int, *, short: bool = False, certain: bool = False) -> _Words:
+    def _words(self, index: int, *, short: bool = False) -> _Words:
         """A noun phrase for finding ``index``; ``short`` drops details, as impressions do."""
         finding = self.case.findings[index]
-        uncertain = index in self.uncertain and not certain
         text, number, classes = self._noun_phrase(finding, self.severity[index], short=short)
-        return _Words(text, number, _Mention(finding.name, index, False, uncertain, classes))
+        return _Words(text, number, _Mention(finding.name, index, False, index in self.uncertain, classes))
 
     def _severity_word(self, finding: Finding, *, change: str = "", hedged: bool = False) -> str:
         """How bad or how large a finding is; doubt and size go together only for small ones."""
@@ -359,7 +354,8 @@ class _Dictation:
     def _hedged(self) -> list[Finding]:
         return [self.case.findings[i] for i in self.uncertain]
 
-    def _noun(self, finding: Finding, *, hedged: bool) -> lexicon.Noun:
+    def _noun(self, finding: Finding, *, hedged: bool = False, gone: bool = False) -> lexicon.Noun:
+        """A noun for a finding; doubt is not over an "opacity" alone, and none is ``gone`` that may leave another."""
         if finding.name == "foreign object":
             return self.pick(lexicon.FOREIGN_NOUNS[finding.kind])
         if finding.kind == "mass":
@@ -377,6 +373,8 @@ class _Dictation:
             nouns = [noun for noun in nouns if "subsegmental" not in noun.singular]
         if hedged and finding.name in templates.INTERPRETED:
             nouns = [noun for noun in nouns if noun.classes != ("Lung Opacity",)]
+        if gone and finding.name != "covid-like opacities":
+            nouns = [noun for noun in nouns if "Lung Opacity" not in (noun.classes or ())]
         return self.pick(nouns)
 
     def _place(self, finding: Finding, *, short: bool) -> tuple[str, str]:
@@ -430,7 +428,7 @@ class _Dictation:
             and tail.zone in ("", finding.zone)
             and not set(tail.unless) & set(phrase.split())
             and (finding.diameter or "{size}" not in tail.text)
-            and fitting([Said(tail.text, tail.needs)], self.case)
+            and fits(tail.needs, self.case)
         ]
         if not options:
             return ""
@@ -470,7 +468,7 @@ class _Dictation:
         if change:
             return _fill(str(self.pick(changed[change])), words, **verbs)
         if impression:
-            direct = finding.name in ("foreign object", "nodule") or words.mention.classes == ("Lung Opacity",)
+            direct = finding.name in ("foreign object", "nodule") or "Lung Opacity" in words.mention.classes
             options = templates.IMPRESSION_PLAIN[:4] if direct else templates.IMPRESSION_PLAIN
         else:
             options = templates.TELEGRAPHIC if self.chance(self.reader.telegraphic) else templates.PLAIN
@@ -540,8 +538,7 @@ class _Dictation:
         """A hedged reading of an opacity: infection on top of something else, or a viral pattern."""
         finding = self.case.findings[index]
         if index == self.differential:
-            options = [d for d in templates.DIFFERENTIALS if finding.name not in d[1]]
-            text, template = self.pick(options)
+            text, template = self.pick(templates.DIFFERENTIALS)
         elif finding.name == "covid-like opacities" and self.chance(0.75):
             text, template = self.pick(templates.VIRAL if finding.side == "bilateral" else templates.VIRAL[:-1])
         else:
@@ -577,8 +574,9 @@ class _Dictation:
         mention = _Mention(name, None, True, False, lexicon.CLASSES_OF_FINDING[name])
         return _Words(str(self.pick(options)), "mass", mention)
 
-    def _one_sided_denial(self) -> _Sentence | None:
-        for finding in self.case.findings:
+    def _one_sided_denial(self, indices: Sequence[int]) -> _Sentence | None:
+        """A denial of the other side, for one of the findings that the reader just named."""
+        for finding in (self.case.findings[i] for i in indices):
             if finding.name in ("pleural effusion", "pneumothorax") and finding.side in ("left", "right"):
                 other = "right" if finding.side == "left" else "left"
                 noun = str(self.pick((f"{other} {finding.name}", f"{other}-sided {finding.name}")))
@@ -599,18 +597,11 @@ class _Dictation:
                 continue
             if self.chance(0.5):
                 severity = self._severity_word(old, change="better")
-                text, number, classes = self._noun_phrase(old, severity, short=True, noun=self._noun_of_old(old))
+                text, number, classes = self._noun_phrase(old, severity, short=True, noun=self._noun(old, gone=True))
                 mention = _Mention(old.name, None, True, False, classes)
                 options = templates.CLEARED if old.name in lexicon.IN_THE_LUNG else templates.RESOLVED
                 sentences.append(_fill(str(self.pick(options)), _Words(text, number, mention)))
         return sentences
-
-    def _noun_of_old(self, old: Finding) -> lexicon.Noun:
-        """A noun for something that is gone; no "opacity" is gone while the lungs hold another."""
-        while True:
-            noun = self._noun(old, hedged=False)
-            if old.name == "covid-like opacities" or "opacit" not in noun.singular + noun.plural:
-                return noun
 
     def _findings_section(self) -> list[_Sentence]:
         by_topic: dict[str, list[int]] = {}
@@ -637,11 +628,7 @@ class _Dictation:
 
     def _lungs_topic(self, indices: Sequence[int], deny: list[str]) -> list[_Sentence]:
         sentences = []
-        clear = all(
-            finding.name in ("cardiomegaly", "foreign object")
-            or (finding.name in ("pleural effusion", "pneumothorax") and finding.severity == "mild")
-            for finding in self.case.findings
-        )
+        clear = self._fits("clear")
         inflated = self.chance(0.45 if self.case.inspiration == "normal" else 0.75)
         volumes = fitting(lexicon.INSPIRATION_SENTENCES[self.case.inspiration], self.case)
         if volumes and inflated and not (clear and self.case.inspiration == "normal"):
@@ -671,7 +658,7 @@ class _Dictation:
         sentences = self._statements(indices, impression=False)
         sentences += self._incidental("pleural thickening", lexicon.THICKENING_SENTENCES)
         if indices and self.chance(0.15):
-            one_sided = self._one_sided_denial()
+            one_sided = self._one_sided_denial(indices)
             if one_sided:
                 sentences.append(one_sided)
         left = [name for name in ("pleural effusion", "pneumothorax") if name in deny]
@@ -686,11 +673,11 @@ class _Dictation:
         outlined = self._fits("heart border")
         wide = outlined and self._fits("mediastinum") and self.chance(0.4)
         if "cardiomegaly" in deny and self.chance(0.92):
-            sentences.append(self._heart_normal(wide=wide) if outlined else [str(self.pick(lexicon.HEART_HIDDEN))])
+            sentences.append(self._heart_normal(wide=wide) if outlined else [self.pick_text(lexicon.HEART_HIDDEN)])
         if self.chance(0.85 * self.reader.detail):
             usable = self._outlines(wide=wide)
             if usable:
-                sentences.append([self.pick_text(usable)])
+                sentences.append([str(self.pick(usable))])
         if "edema" in deny and self.chance(0.25):
             deny.remove("edema")
             sentences.append(self._denial(["edema"]))
@@ -700,7 +687,7 @@ class _Dictation:
         return sentences
 
     def _fits(self, condition: str) -> bool:
-        return consistency.CONDITIONS[condition](self.case)
+        return fits((condition,), self.case)
 
     def _heart_normal(self, *, wide: bool) -> _Sentence:
         """A denial of cardiomegaly and, if ``wide``, of a wide mediastinum."""
@@ -712,15 +699,13 @@ class _Dictation:
         classes = ("Cardiomegaly", "Enlarged Cardiomediastinum") if wide else ("Cardiomegaly",)
         return _fill(template, _Words(text, "mass", _Mention("cardiomegaly", None, True, False, classes)))
 
-    def _outlines(self, *, wide: bool) -> list[Said]:
+    def _outlines(self, *, wide: bool) -> list[str]:
         """Sentences about hila, mediastinum and trachea that fit; none that repeats a ``wide`` denial."""
-        alike = self.previous is None or consistency.same_outline(self.case, self.previous)
+        alike = self.compares and (self.previous is None or consistency.same_outline(self.case, self.previous))
         return [
-            said
-            for said in lexicon.HILA_NORMAL
-            if fitting([said], self.case)
-            and not (wide and "ediastin" in said.text)
-            and (not _NEEDS_PRIOR.search(said.text) or (self.compares and alike))
+            text
+            for text in fitting(lexicon.HILA_NORMAL, self.case)
+            if not (wide and "ediastin" in text) and (alike or not _NEEDS_PRIOR.search(text))
         ]
 
     def _bones_topic(self) -> list[_Sentence]:
@@ -776,7 +761,7 @@ class _Dictation:
             return lexicon.DEVICE_NEW[name] if name in lexicon.DEVICE_NEW and self.chance(0.5) else plain
         kept = lexicon.DEVICE_KEPT.get(name, ())
         if name == "endotracheal tube":
-            moved = self.case.tube_height - self.previous.tube_height
+            moved = consistency.tube_rise(self.case, self.previous)
             if abs(moved) >= 1.0:
                 kept = lexicon.TUBE_MOVED["higher" if moved > 0 else "lower"]
             elif abs(moved) > 0.3:
@@ -834,6 +819,8 @@ class _Dictation:
     def _nothing_changed(self) -> bool:
         before = self.previous
         if before is None or before.findings or self.case.findings:
+            return False
+        if "endotracheal tube" in self.case.devices and abs(consistency.tube_rise(self.case, before)) >= 1.0:
             return False
         return before.devices == self.case.devices and before.inspiration == self.case.inspiration
 

@@ -1,7 +1,8 @@
 """Sentences of chest radiology: templates into which `reports.py` puts the words of `lexicon.py`.
 
-Fields: ``{p}`` the phrase and ``{q}`` a second one, ``{a}`` and ``{b}`` their articles, ``{is}``, ``{has}`` and
-``{was}`` verbs that agree with ``{p}``, ``{t}`` a tail, ``{since}`` a comparison.
+Fields: ``{p}`` the phrase and ``{q}`` a second one, ``{a}`` and ``{b}`` their articles, ``{is}`` and ``{has}`` verbs
+that agree with ``{p}``, ``{t}`` a tail, ``{since}`` a comparison, ``{worsened}`` and ``{improved}`` one of `VERBS`;
+``{list}`` in `DENIAL_LISTS` what is denied, ``{size}`` in `TAILS` a diameter.
 """
 
 from __future__ import annotations
@@ -212,7 +213,6 @@ _GREATER = ("moderate", "severe")
 TAILS: dict[str, tuple[Tail, ...]] = {
     "consolidation": (
         Tail(" with air bronchograms", _GREATER),
-        Tail(", without associated volume loss", needs=("unhindered",)),
         Tail(", with ill-defined margins"),
     ),
     "edema": (
@@ -233,10 +233,7 @@ TAILS: dict[str, tuple[Tail, ...]] = {
         Tail(", with a visible pleural line", _LESSER),
         Tail(" without displacement of the mediastinum", _LESSER, needs=("unshifted",)),
     ),
-    "pneumonia": (
-        Tail(", with air bronchograms", _GREATER),
-        Tail(", with ill-defined margins"),
-    ),
+    "pneumonia": (Tail(", with ill-defined margins"),),
     "nodule": (
         Tail(", not clearly calcified"),
         Tail(" with smooth margins", unless=("lobulated",)),
@@ -264,7 +261,7 @@ DIFFERENTIALS = (
     ("superimposed pneumonia", "{p} is not excluded."),
     ("pneumonia", "In the appropriate clinical setting, {p} could be considered."),
     ("infection", "Underlying {p} is difficult to exclude."),
-    ("pneumonia", "Early consolidation or {p} may have this appearance."),
+    ("pneumonia", "Early {p} may have this appearance."),
 )
 DIFFERENTIAL_TARGETS = ("atelectasis", "consolidation")
 VIRAL = (

@@ -76,8 +76,8 @@ def write(folder: Path, settings: Settings, *, develop: Map) -> None:
 def _plan(settings: Settings, split: str) -> list[_Row]:
     hospital = HOSPITALS[NAME]
     key = dataset_key(NAME)
-    forced = coverage(COMPETITION_FINDINGS, repeats=3 if split == "train" else 1)
-    forced += coverage(("pneumothorax", "pneumonia", "nodule"))
+    repeats = 3 if split == "train" else 1  # some reports doubt what others state
+    forced = coverage((*COMPETITION_FINDINGS, "pneumothorax", "pneumonia", "nodule"), repeats=repeats)
     rows: list[_Row] = []
     left = settings.counts[split]
     patient = FIRST_PATIENT[split]

@@ -20,7 +20,7 @@ from scipy import ndimage
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from data_scripts.phantom.cases import DEVICES, FINDINGS, IMPLANTS, LASTING, Case, Finding, sample_case
+from data_scripts.phantom.cases import DEVICES, FINDINGS, IMPLANTS, LASTING, Case, Finding, sample_case, seen_together
 from data_scripts.phantom.hospitals import HOSPITALS, Hospital
 from data_scripts.phantom.layouts.dicom import write_dicom
 from data_scripts.phantom.render import Rendered, render_case
@@ -61,12 +61,12 @@ class Film:
         case: What is on it; None is a lateral view.
         hospital: Key of `HOSPITALS`.
         seed: Entropy of everything random in the image.
-        study: Seed of what the films of one study share, as in `render_case`.
         size: Longer side in pixels.
         aspect: Width over height.
         masks: Path of the mask of each finding, relative to the dataset folder; () writes none.
         tags: Attributes of a DICOM file.
         colour: True stores grey values as RGB.
+        study: Seed of what the films of one study share, as in `render_case`.
     """
 
     path: str
@@ -88,7 +88,7 @@ class WrittenFilm:
     Attributes:
         width: Columns of the image.
         height: Rows of the image.
-        boxes: Bounding box of each finding's mask; None if the finding is outside the field of view.
+        boxes: Bounding box of each finding's mask; None if it shows nowhere.
         parts: Bounding boxes of the connected parts of each finding's mask, larger part first.
     """
 
@@ -133,16 +133,19 @@ def follow_up(previous: Case, hospital: Hospital, rng: np.random.Generator) -> C
     if rng.random() < 0.35:
         kept += [finding for finding in fresh.findings if finding.name not in names]
     findings = tuple(sorted(kept, key=lambda finding: FINDINGS.index(finding.name)))
-    return replace(same_patient(fresh, previous), findings=findings)
+    return replace(same_patient(fresh, previous), findings=seen_together(findings))
 
 
 def same_patient(fresh: Case, previous: Case) -> Case:
     """A case drawn anew, of the patient of another: sex, age, habitus, incidentals, body and implants are theirs.
 
-    A large heart or a nodule that both have is the earlier one, and overinflated lungs stay so, as emphysema does.
+    A large heart or a nodule that both have is the earlier one. Overinflated lungs stay so, as emphysema does; neither
+    they nor implants are new on a later film.
     """
     implanted = {name for name in previous.devices if name in IMPLANTS}
     lines = {name for name in fresh.devices if name not in IMPLANTS}
+    wide = "hyperinflated"
+    inspiration = wide if previous.inspiration == wide else "normal" if fresh.inspiration == wide else fresh.inspiration
     lasting = {finding.name: finding for finding in previous.findings if finding.name in LASTING}
     return replace(
         fresh,
@@ -151,9 +154,7 @@ def same_patient(fresh: Case, previous: Case) -> Case:
         habitus=previous.habitus,
         incidentals=previous.incidentals,
         patient=previous.patient,
-        inspiration=previous.inspiration
-        if previous.inspiration == "hyperinflated"
-        else fresh.inspiration.replace("hyperinflated", "normal"),
+        inspiration=inspiration,
         findings=tuple(lasting.get(finding.name, finding) for finding in fresh.findings),
         devices=tuple(name for name in DEVICES if name in implanted | lines),
     )
@@ -202,7 +203,7 @@ def write_films(folder: Path, films: Sequence[Film], *, develop: Map, name: str)
 
 
 def write_film(folder: Path, film: Film) -> WrittenFilm:
-    """Render one film and write it with its masks; a finding outside the field of view gets none."""
+    """Render one film and write it with its masks; a finding that shows nowhere gets none."""
     rng = generator(*film.seed)
     tags = dict(film.tags)
     if film.case is None:

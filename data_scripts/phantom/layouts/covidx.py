@@ -7,7 +7,7 @@
     train/*.png, *.jpg, *.jpeg
 
 The three classes are about balanced. They overlap: some COVID-19 patients have a clear film, and ill patients may
-have other disease beside. "Normal" films show no finding. Neither formats nor devices depend on the class.
+have other disease beside. "Normal" films show no finding. Formats do not depend on the class.
 """
 
 from __future__ import annotations

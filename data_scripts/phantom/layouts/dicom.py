@@ -20,7 +20,7 @@ _IMPLEMENTATION_UID = UID(f"{_UID_ROOT}.1")
 
 
 def write_dicom(path: Path, pixels: np.ndarray, tags: Mapping[str, str], *, key: int) -> None:
-    """Write one grey image; the same pixels and tags give the same bytes.
+    """Write one grey image; the same arguments give the same bytes.
 
     Args:
         path: File to write.

@@ -9,7 +9,7 @@
     ground_truth/cases.parquet      one row a frontal image and finding, spoken of or not
     ground_truth/masks/<dicom_id>_<finding number>.png
 
-Mask paths in the tables are relative to ``ground_truth/``. A finding outside the field of view has an empty mask path
+Mask paths in the tables are relative to ``ground_truth/``. A finding that shows nowhere has an empty mask path
 in ``cases.parquet`` and no phrase in ``phrases.parquet``.
 """
 
