@@ -108,8 +108,9 @@ print(pd.DataFrame({"right": right, "shifted": shifted}, index=["no", "pleural",
 assert torch.allclose(shifted, torch.tensor([0.2, 0.4, 0.1])), "each word has its right neighbour's attention"
 
 # %% [markdown]
-# *Effusion*, which mattered most, now has what was meant for `[SEP]`, and *pleural* has its weight. Often that is a
-# harmless place: the neighbour of an important word belongs to the same phrase.
+# *Effusion*, which mattered most, now has what was meant for `[SEP]`, and *pleural* has its weight. Is that harmful? If the
+# neighbours of important words were important too, as in this phrase, little would change. Section 3 measures how far
+# right and shifted weights agree.
 #
 # ### The last word of a full report
 #
@@ -251,17 +252,21 @@ pd.Series(occasions).round(3).to_frame("value")
 # %% [markdown]
 # Read it as a list of experiments that can and cannot succeed. Empty slots are everywhere, so padding has every
 # chance to matter. Full reports, truncated reports and equal texts are as rare or common as the *data* make them. The
-# equal texts here are nearly all the two films of one study. Between studies the phantom's report generator varies its phrases and
-# hardly repeats itself; in a real archive, where "no acute cardiopulmonary process" is a habit, the last two lines look different. A
-# result about them from phantoms says nothing about MIMIC-CXR.
+# equal texts here are nearly all the two films of one study. Between studies the phantom's report generator varies its
+# phrases and hardly repeats itself; in a real archive, where "no acute cardiopulmonary process" is a habit, the last two
+# lines look different. A result about them from phantoms says nothing about MIMIC-CXR.
 #
-# Two more occasions lie in the model: how different are the shifted weights, and how short are the read-outs?
+# Two more occasions lie in the model: how different are the shifted weights, and how short are the read-outs? Predict the
+# first as a rank correlation: near 1, neighbours share their importance and the shift is harmless; near 0, the weight that
+# a word gets has next to nothing to do with its own.
 
 # %%
 shift = build_model(variant_config(run.config, "quirk-weight-shift"), tokenizer).to(run.device).eval()
 shift.load_state_dict(model.state_dict())
-test = PairImages(studies.split("test"), tokenizer, transform, **settings)
-batch = next(pair_batches(model, test, batch_size))
+rows = np.random.default_rng(run.seed).permutation(len(studies.split("test")))[:batch_size]  # shuffled, as in training
+batch = next(
+    pair_batches(model, PairImages(studies.split("test").select(rows), tokenizer, transform, **settings), batch_size)
+)
 with torch.inference_mode():
     image, report, moved = model.encode_image(batch.images), model.encode_report(batch), shift.encode_report(batch)
 right, wrong = (importance_weights(one.weight, report.keep).cpu() for one in (report, moved))
@@ -296,8 +301,10 @@ print(f"at the published temperature: {lengths[temperatures.index(0.1)]:.3f}")
 # %% [markdown]
 # ### The same weights under every switch
 #
-# One training step's losses, with the trained weights and each switch in turn. Only what a switch names may change;
-# a column of zeros elsewhere is the proof that it is *one* switch. (One text layer has other weights and is left out.)
+# The losses of one batch of test pairs, drawn at random as in training, with the trained weights and each switch in turn. Only
+# what a switch names may change; zeros elsewhere in its row are the proof that it is *one* switch. (One text layer has other weights
+# and is left out.) Before you run the cell: which rows may be zero throughout, because no report of the batch is full, or because no
+# two are equal?
 
 
 # %%
@@ -319,8 +326,9 @@ for name, parts in change.items():
 pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 
 # %% [markdown]
-# Large numbers here are no verdict. A loss that is higher by a constant trains the same model; a loss that changes
-# its gradient trains another. To know, one has to train.
+# Large numbers here are no verdict, and small ones neither: weights in another order can leave the loss of one batch nearly
+# as it was. A loss that is higher by a constant trains the same model; a loss that changes its gradient trains another. To
+# know, one has to train.
 #
 # ## 4. Trained with each quirk
 #
@@ -328,9 +336,15 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
 # interval of the mean difference is Student's, over seeds. The results that come with the project are a table of their own
-# (`notebooks/grid/switches.csv`), with an `all` of its own, and its maps were drawn on tiles: numbers of notebooks 14 and 15 are
-# another draw, and perhaps of other phantoms. One thing may spoil the pairing: rounding. Variants that were trained on another kind of processor than
-# `all` share less with it, and the cell names them.
+# (`notebooks/grid/switches.csv`), with an `all` of its own, and its maps were drawn on tiles: numbers of notebooks 14 and 15
+# are another draw, and perhaps of other phantoms. One thing may spoil the pairing: rounding. Variants that were trained on
+# another kind of processor than `all` share less with it, and the cell names them.
+#
+# The cell also says whether these trainings saw the phantoms that lie here. Where it prints *other phantoms than those
+# here*, they were made on an earlier version of them (or you are not at `demo`). Every difference below is then one between
+# trainings on that version, which is fair, since variant and `all` had the same data. But no score of this section may be
+# held against one of the model of notebook 06, and the occasions of section 3 were counted on the phantoms here: they tell
+# what is rare and what is common, and the counts of the earlier version may be a little different.
 #
 # A variant with no seeds in the table has not been trained for the results that come with the project, and is missing from
 # what follows: `make grid VARIANTS="quirk-weight-shift ..."` trains it, in a quarter of an hour for three seeds. Where all of
@@ -381,9 +395,9 @@ if scores:
         figure, "probe", "Linear probe with each quirk, difference to the corrected model, 95 % interval over seeds."
     )
 found = differences(probe["10% of labels"])
-found.assign(verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]).set_index(
-    "variant"
-)
+found.round(3).assign(
+    verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]
+).set_index("variant")
 
 # %% [markdown]
 # ### Retrieval
@@ -399,9 +413,9 @@ if scores:
         figure, "retrieval", "Retrieval with each quirk, difference to the corrected model, 95 % interval over seeds."
     )
 found = differences(retrieval["report to image"])
-found.assign(verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]).set_index(
-    "variant"
-)
+found.round(3).assign(
+    verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]
+).set_index("variant")
 
 # %% [markdown]
 # ### Pointing
@@ -417,9 +431,9 @@ if scores:
     figure = figures.interval_dots(scores, value_label="hit rate minus that of all", levels={"no difference": 0})
     run.show(figure, "pointing", "Pointing game with each quirk, difference to the corrected model, 95 % over seeds.")
 found = differences(pointing["all findings"])
-found.assign(verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]).set_index(
-    "variant"
-)
+found.round(3).assign(
+    verdict=[verdict(row["mean"], row["low"], row["high"]) for row in found.to_dict("records")]
+).set_index("variant")
 
 # %% [markdown]
 # ### How many of these would chance alone bring?
@@ -468,8 +482,10 @@ pd.Series(same_sign, dtype=str).to_frame("probe, all three fractions")
 # %% [markdown]
 # ## 5. A failure: the comparison that could not fail
 #
-# Look back at section 3, and then at the row `same-text-masked`. It masks pairs of equal reports. How many pairs would it mask in
-# a training as long as that of notebook 06? (Those of the grid are shorter; the share is the same.)
+# Look back at the occasions of section 3, and then at the row `same-text-masked` of section 4. It masks pairs of equal
+# reports. How many pairs would it mask in a training as long as that of notebook 06, on the phantoms here? (Those of the
+# grid are shorter, and perhaps on an earlier version, whose reports were written in much the same way: read the share for
+# its size, not for its digits.)
 
 # %%
 steps = len(train) // batch_size * run.config.training.epochs
@@ -486,15 +502,16 @@ if share < 1e-3:
 # narrow, zero is inside. *We did not look*: the occasion hardly ever came. The interval alone cannot tell them apart;
 # the table of occasions can. The same caution applies to the lost last word.
 #
-# And it works both ways. Does `same-text-masked` stand among the comparisons of section 4 that exclude zero? Then you have met a false
-# alarm: leaving out a few pairs in hundreds of thousands does not make another model. Chance brings such rows, and another processor
-# may (section 4 names the variants). Nothing in an interval says which of the rows they are.
+# And it works both ways. Does `same-text-masked` stand among the comparisons of section 4 that exclude zero? Then you have
+# most likely met a false alarm: leaving out so small a share of the pairs is hardly what makes another model. Chance brings
+# such rows, and another processor may (section 4 names the variants). Nothing in an interval says which of the rows they
+# are.
 #
 # ## What we showed, and what not
 #
-# **Shown.** What each quirk does on numbers that fit on paper; how often it has an occasion in these data; that each
-# switch changes its own term and no other; and what trainings with each of them differ by, with intervals and with
-# the number of comparisons stated.
+# **Shown.** What each quirk does on numbers that fit on paper; how often it has an occasion in the data here; that each
+# switch changes the terms that it names and no other; and what trainings with each of them differ by, on the phantoms
+# that section 4 names, with intervals and with the number of comparisons stated.
 #
 # **Not shown.** That the paper's numbers would change, or would not: that needs MIMIC-CXR, its text encoder and its
 # batch. Nor that a quirk without an effect here is right to keep. A correct loss that costs nothing is still the one
@@ -533,8 +550,9 @@ print(f"{sides[0]:.3f} and {sides[1]:.3f}:", "doubled" if sides[1] > 2 * sides[0
 
 # %% [markdown]
 # **3. Research.** How many seeds would this grid need to see a difference of 0.01 in the probe? The interval of a mean
-# difference over $n$ seeds is $\pm t\, s / \sqrt n$, with $s$ the spread of the differences from seed to seed; $t$ is 12.7 for two
-# seeds, 4.3 for three, and nears 2 only for many. The cell takes $s$ from the grid where there is one. Plan a second grid: which variants, how many seeds, how long?
+# difference over $n$ seeds is $\pm t\, s / \sqrt n$, with $s$ the spread of the differences from seed to seed; $t$ is 12.7
+# for two seeds, 4.3 for three, and nears 2 only for many. The cell takes $s$ from the grid where there is one. Plan a
+# second grid: which variants, how many seeds, how long?
 
 # %%
 my_difference = 0.01  # what you want to see
@@ -557,8 +575,9 @@ else:
 #
 # **2.** $\ln(10 + n) = 2 \ln 10$ gives $n = 90$.
 #
-# **3.** With a spread of 0.02, 18 seeds: $t = 2.11$ and $2.11 \cdot 0.02 / \sqrt{18} = 0.00995$. Quirks that have no occasion in these data are not
-# worth a run; `upstream-vit` with many seeds answers first whether there is anything to find.
+# **3.** With a spread of 0.02, 18 seeds: $t = 2.11$ and $2.11 \cdot 0.02 / \sqrt{18} = 0.00995$. Quirks that have no
+# occasion in these data are not worth a run; `upstream-vit` with many seeds answers first whether there is anything to
+# find.
 #
 # </details>
 #

@@ -105,10 +105,11 @@ pd.DataFrame(
 # %% [markdown]
 # ### A licence for every film
 #
-# "On the internet" is no licence. In the COVID-19 collection each film has its own. Some may be shown with attribution (CC BY),
-# some not for commerce (NC), some not in changed form (ND), and for many nobody said. Numbers about a film are not a copy of it;
-# a picture is. So this notebook computes with all films it was given, and *shows* only open ones. NIH asks to
-# be named and cited; its films are used for numbers here.
+# "On the internet" is no licence. In the COVID-19 collection each film has its own: it may be shown with attribution (CC BY),
+# or passed on under the same terms only (SA), or not for commerce (NC), or not in changed form (ND), or nobody said. The cell
+# counts the kinds among the films that lie here. Numbers about a film are not a copy of it; a picture is. So this notebook
+# computes with all films it was given, and *shows* only open ones. NIH asks to be named and cited; its films are used for
+# numbers here.
 
 # %%
 from data_scripts.real_films import attribution, showable
@@ -241,13 +242,13 @@ unit = {name: (part - centred) / np.linalg.norm(part - centred, axis=1, keepdims
 pd.DataFrame({a: {b: (unit[a] @ unit[b].T).mean() for b in unit} for a in unit}).round(2)
 
 # %% [markdown]
-# Where a source's own cosine is far above those with another, "which of the two is this from?" is the first thing that the features
-# tell; disease comes after, if at all. Go through the pairs one by one: phantoms and patients may lie far apart, and two collections
-# of patients much less so.
+# Where a source's own cosine is far above those with another, "which of the two is this from?" is the first thing that the
+# features tell; disease comes after, if at all. Go through the pairs one by one: phantoms and patients may lie far apart,
+# and two collections of patients much less so.
 #
 # ## 3. Patients, not films
 #
-# NIH has patients with up to a hundred films. Films of one patient resemble each other, so they must not be on both sides of a
+# Some patients of NIH have many films. Films of one patient resemble each other, so they must not be on both sides of a
 # split, and they are not independent cases in an interval either. Four films, two patients, one hit each time for the first:
 #
 # | film | 1 | 2 | 3 | 4 |
@@ -255,8 +256,8 @@ pd.DataFrame({a: {b: (unit[a] @ unit[b].T).mean() for b in unit} for a in unit})
 # | patient | A | A | B | B |
 # | correct | 1 | 1 | 0 | 0 |
 #
-# The mean is 1/2. **On paper**: draw two patients with replacement. The mean is then 1, 1/2 or 0 with probability 1/4, 1/2, 1/4. What is its
-# standard deviation? And what is it if four *films* are drawn?
+# The mean is 1/2. **On paper**: draw two patients with replacement. The mean is then 1, 1/2 or 0 with probability 1/4, 1/2,
+# 1/4. What is its standard deviation? And what is it if four *films* are drawn?
 
 # %%
 from mgca_lib.evaluation.intervals import bootstrap_interval
@@ -353,7 +354,7 @@ for (label, other), gain in gains.items():
 #
 # The paper asked whether a model that learned from natural photographs and their captions would do as well. Below are its own
 # numbers, on CheXpert and RSNA, and ours. **The heights must not be compared**: other data, other labels, networks of other
-# sizes. What can be compared is who is ahead.
+# sizes. What can be compared is who is ahead, and here only as far as the intervals above carry it.
 
 # %%
 from mgca_lib.evaluation.paper_tables import paper_table
@@ -369,9 +370,9 @@ print(ours.round(3).to_string())
 # ## 5. Where the score comes from
 #
 # A sample of films was *collected* by somebody, for some purpose. Half of the films of the NIH sample that this course was
-# developed with are labelled "No Finding", and all but one of the others "Pneumonia". The halves differ in more than pneumonia: in
-# view, in bed or standing, in how sick the patients are. Nearly all other findings occur in one half only. A probe that finds the *half*
-# scores well on every finding.
+# developed with are labelled "No Finding", and all but one of the others "Pneumonia". The halves differ in more than
+# pneumonia: in view, in bed or standing, in how sick the patients are. Nearly all other findings occur in one half only. A
+# probe that finds the *half* scores well on every finding.
 #
 # So ask again among films with a finding: **will the score rise or fall?**
 
@@ -408,9 +409,9 @@ for other in (name for name in encoders if name != "mgca"):
     print(f"films with a finding: mgca against {other:16s} {gain}")
 
 # %% [markdown]
-# What is lost between the columns has three parts that this table cannot tell apart: knowledge about the collection, half of the
-# training films, and a harder question, since ill films are now compared with ill ones. What is left may be disease, or the next
-# shortcut down: the view, the tube, the bed.
+# What is lost between the columns, where something is, has three parts that this table cannot tell apart: knowledge about
+# the collection, half of the training films, and a harder question, since ill films are now compared with ill ones. What is
+# left may be disease, or the next shortcut down: the view, the tube, the bed.
 #
 # ### The most impressive mistake
 #
@@ -441,9 +442,9 @@ print(f"healthy: {SAY['labels']}; COVID-19: {SAY['sets']}")
 print(f"told apart by a thumbnail: {splendid_score}")
 
 # %% [markdown]
-# Publishable? Send the very same detector to a clinic where all films come from one collection, the COVID-19 one: COVID-19 against
-# everything else in there, none of it used in training. Two things change at once. The source no longer helps, and the question is
-# harder, since nearly everything else in there is another pneumonia and hardly a film is healthy.
+# Publishable? Send the very same detector to a clinic where all films come from one collection, the COVID-19 one: COVID-19
+# against everything else in there, none of it used in training. Two things change at once. The source no longer helps, and
+# the question is harder, since nearly everything else in there is another pneumonia and hardly a film is healthy.
 
 # %%
 tests = small["collection"]
@@ -485,15 +486,16 @@ for (one, other, method), answer in apart.items():
     print(f"{one} or {other}? AUROC of {method:10s} {answer}")
 
 # %% [markdown]
-# Sources can be told apart by a few hundred grey values, and by far fewer (exercise 2). **Never mix collections by class**: whatever differs between them becomes
-# the diagnosis. Mixing is harmless only if every class comes from every source in equal shares, and even then it is
-# worth probing.
+# Sources can be told apart by a few hundred grey values, and by far fewer (exercise 2). **Never mix collections by class**:
+# whatever differs between them becomes the diagnosis. Mixing is harmless only if every class comes from every source in
+# equal shares, and even then it is worth probing.
 #
 # ## 6. Outlines of lungs
 #
-# A label of a film is coarse. An outline asks more: where exactly does the lung end? The frozen trunk gives its feature maps, and
-# a small U-Net decoder learns to draw (as in notebook 09). The competitor is the **usual place**: the average mask of the training
-# films, the same on every film. Lungs are where lungs always are. **Guess** the Dice of the usual place.
+# A label of a film is coarse. An outline asks more: where exactly does the lung end? The frozen trunk gives its feature
+# maps, and a small U-Net decoder learns to draw (as in notebook 09). The competitor is the **usual place**: the average
+# mask of the training films, the same on every film. Lungs are where lungs always are. **Guess** the Dice of the usual
+# place.
 
 # %%
 from mgca_lib.evaluation.dense_data import FeatureMaps, HeadRecipe, MaskImages
@@ -639,32 +641,38 @@ print(f"{SAY['lungs']}: Dice above the random trunk by {lead['random']:+.3f}")
 print(f"{SAY['pairs']}: does a film find its text among five better than chance? {verdict(first, ours.chance[5])}")
 
 # %% [markdown]
-# **The failure case** is retrieval, whenever its interval holds chance: a model whose whole training was to match films and texts
-# cannot match these. Three gaps lie on top of each other. The *films* are of another kind (section 2). The *words* are
-# strange (section 7). And the *texts* are of another kind: a note tells a history that no film can show.
+# **The failure case** is retrieval, whenever its interval holds chance: a model whose whole training was to match films and
+# texts is not shown to match these any better than a blind draw. Three gaps lie on top of each other. The *films* are of
+# another kind (section 2). The *words* are strange (section 7). And the *texts* are of another kind: a note tells a history
+# that no film can show.
 #
-# A network that does not help is worth knowing about; it is the common case when a domain is left. The remedies are old:
-# train on what you will be tested on (the Indiana University reports are open to anyone, `data_scripts/prepare_openi.py`), make the
-# training world as varied as the test world, and measure against a thumbnail.
+# Read the verdicts line by line, for they need not agree: features of films may carry over to patients where the pairing of
+# films with words does not. And a "yes" says "better than this one rival", not "better than a network that saw other
+# pictures": that comparison stands in sections 4 to 6, where the weights are at hand. Where a network does not help, that
+# is worth knowing too. The remedies are old: train on what you will be tested on (the Indiana University reports are open
+# to anyone, `data_scripts/prepare_openi.py`), make the training world as varied as the test world, and measure against a
+# thumbnail.
 
 # %% [markdown]
 # ## 9. What we showed, and what we did not
 #
-# **Showed.** The same probe, the same films and the same patients for all contestants, with intervals over patients; how much
-# of a score the way of collecting explains; that sources can be told apart by grey values alone.
+# **Showed.** The same probe, the same films and the same patients for all contestants, with intervals over patients; how
+# scores change once films with a finding are compared with each other alone; that sources can be told apart by grey values
+# alone.
 #
-# **Did not show.** That phantoms are useless, or useful, in general: one small network, one pretraining, a few hundred films of
-# two collections that nobody drew at random. The labels of NIH were read by a program from reports, and are often wrong; what
+# **Did not show.** How much of a score the way of collecting explains: other things change with it (section 5). That phantoms
+# are useless, or useful, in general: one small network, one pretraining, small samples of two collections that nobody drew
+# at random. The labels of NIH were read by a program from reports, and are often wrong; what
 # the collection calls COVID-19 is the patient's diagnosis and not what the film shows. Nothing here is about any clinic.
 #
-# **Where it breaks.** With other collections the order of the contestants may change. If this run says *stand-in*, nothing in it is
-# about patients at all.
+# **Where it breaks.** With other collections the order of the contestants may change. If this run says *stand-in*, nothing
+# in it is about patients at all.
 
 # %% [markdown]
 # ## 10. Exercises
 #
-# **1. Recall.** A test split has 30 films of 3 patients, ten each, and the probe is right on all films of two patients and wrong on all of the
-# third. How many independent cases does the interval have?
+# **1. Recall.** A test split has 30 films of 3 patients, ten each, and the probe is right on all films of two patients and
+# wrong on all of the third. How many independent cases does the interval have?
 
 # %%
 my_cases = None  # your number
@@ -696,8 +704,9 @@ for pair in combinations(sources, 2):
 # no network can be asked to ignore.
 # </details>
 #
-# **3. Research.** Close one gap at a time. Match the grey-value histogram of the real films to that of the phantoms, and probe again: is it
-# exposure that keeps the features apart, or anatomy? State what you expect first, and judge by paired gains over patients.
+# **3. Research.** Close one gap at a time. Match the grey-value histogram of the real films to that of the phantoms, and
+# probe again: is it exposure that keeps the features apart, or anatomy? State what you expect first, and judge by paired
+# gains over patients.
 
 # %%
 spread = {name: np.abs(part - shares["phantoms"]).sum() / 2 for name, part in shares.items()}
@@ -708,8 +717,8 @@ print({name: f"{value:.0f} % of the pixels would have to change" for name, value
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# `skimage.exposure.match_histograms` or a cumulative sum and `np.interp`. Change the stored films into a new folder, keep the table, and
-# give them to the same cells. Do it for training, validation and test films alike.
+# `skimage.exposure.match_histograms` or a cumulative sum and `np.interp`. Change the stored films into a new folder, keep
+# the table, and give them to the same cells. Do it for training, validation and test films alike.
 # </details>
 
 # %%
@@ -751,15 +760,15 @@ run.finish(question="Does anything learned on phantoms help on patients?", headl
 #
 # - Wang X. et al. ChestX-ray8: Hospital-scale chest X-ray database and benchmarks. CVPR 2017. Films: NIH Clinical Center,
 #   https://nihcc.app.box.com/v/ChestXray-NIHCC.
-# - Cohen J. P. et al. COVID-19 Image Data Collection: Prospective Predictions Are the Future. arXiv 2006.11988; among its films those
-#   of Winther H. B. et al., COVID-19 Image Repository, Hannover Medical School, CC BY 3.0, doi 10.6084/m9.figshare.12275009. Outlines
-#   of the lungs: V7 Labs, CC BY 4.0.
+# - Cohen J. P. et al. COVID-19 Image Data Collection: Prospective Predictions Are the Future. arXiv 2006.11988; among its films
+#   those of Winther H. B. et al., COVID-19 Image Repository, Hannover Medical School, CC BY 3.0, doi
+#   10.6084/m9.figshare.12275009. Outlines of the lungs: V7 Labs, CC BY 4.0.
 # - DeGrave A. J., Janizek J. D., Lee S.-I. AI for radiographic COVID-19 detection selects shortcuts over signal. Nature Machine
 #   Intelligence 2021.
 # - Wang F. et al. Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning. NeurIPS 2022,
 #   arXiv 2210.06044. The published numbers are those of its table 5.
 #
-# This is the end of the road from drawn to real films; with a licence for MIMIC-CXR, [06 Pretraining](06_pretraining.ipynb) runs on
-# real pairs.
+# This is the end of the road from drawn to real films; with a licence for MIMIC-CXR, [06 Pretraining](06_pretraining.ipynb)
+# runs on real pairs.
 #
 # **Next:** [14 Ablation](14_ablation.ipynb): what does each alignment add?

@@ -21,7 +21,8 @@
 #
 # - **First read** [06 Pretraining](06_pretraining.ipynb), [07 Linear probe](07_linear_probe.ipynb).
 # - **Time** `smoke` and `demo` about 10 s: the trainings come from the grid, which is run separately (`make grid`).
-# - **Data** the results of the grid, trained and measured on the phantoms of notebook 01.
+# - **Data** the results of the grid, trained and measured on phantoms like those of notebook 01; section 3 tells whether
+#   they are the very same.
 # - **Departures from the paper** three seeds and intervals instead of one number a cell; a third of the epochs of
 #   notebook 06; phantoms.
 #
@@ -67,8 +68,8 @@ published.pivot_table(index="method", columns="probe", values="value", sort=Fals
 
 # %% [markdown]
 # Every number of the last row is above the first, and the usual summary is that *each term helps*. Go through the rows between,
-# though: prototypes without tokens lower two of the six columns. And look at the sizes. From ITA to all three, the largest step of any column is little more than one point of AUROC. There is one training a
-# row, and no interval.
+# though: prototypes without tokens lower two of the six columns. And look at the sizes. From ITA to all three, the largest
+# step of any column is little more than one point of AUROC. There is one training a row, and no interval.
 #
 # Before you go on, write down two guesses. If the same training were repeated with another seed, how far would one of
 # these numbers move? And how many of the steps in the table are larger than that?
@@ -116,9 +117,9 @@ pd.DataFrame({"what it trains": {name: VARIANTS[name].changes for name in order}
 )
 
 # %% [markdown]
-# Numbers that come from somewhere else deserve a question. Which data, which machine, how long? At `demo`, the hash of
-# the table that the committed cells were trained on must be the hash of the table that *you* made in notebook 01: same
-# seed and version, same bytes.
+# Numbers that come from somewhere else deserve a question. Which data, which machine, how long? The same profile, seed and
+# version of the phantoms make the same table, byte for byte, and so the same hash. The cell holds the hash of the table that
+# the committed cells were trained on against that of the table which *you* made in notebook 01.
 
 # %%
 cells = committed_cells(run.root)
@@ -131,9 +132,14 @@ print(
     f"{len(cells)} trainings of {seconds.min():.0f} to {seconds.max():.0f} s, two at a time, one thread each, "
     f"on {' and '.join(sorted(cells['processor'].unique()))}{', in ' + ' and '.join(precisions) if precisions else ''}"
 )
-print("trained on the data that lie here" if same else "trained on the data of profile demo, which are not those here")
+print("trained on", "the data that lie here" if same else "other phantoms than those here")
 
 # %% [markdown]
+# Where it says that the data are not those here, the grid was trained on other phantoms: at `demo`, on an earlier version,
+# since the drawing has been changed in the meantime. Its variants may be held against each other, because all of them had
+# the same data. They must not be held against anything that notebooks 03 to 13 train or measure on the phantoms that lie
+# here.
+#
 # ## 4. The linear probe
 #
 # Before you run the next cell, look back at your guess: how wide will the intervals be, next to the steps of table 4?
@@ -157,8 +163,9 @@ for probe, metric in probes.items():
         run.record(f"ablation/{variant_name}/{name}/{part}/auroc", cell.as_metric())
 
 # %% [markdown]
-# Three seeds and two degrees of freedom make wide intervals, most of all where few labels decide. Now the comparison of
-# section 2: differences to ITA alone, seed by seed. The sentence is written by the interval and by nothing else.
+# Three seeds and two degrees of freedom make wide intervals, and with the same share of labels wider ones on RSNA than on
+# CheXpert. Now the comparison of section 2: differences to ITA alone, seed by seed. The sentence is written by the interval
+# and by nothing else.
 
 
 # %%
@@ -250,9 +257,10 @@ run.record("ablation/scatter", scatter)
 run.record("ablation/seeds_needed", needed)
 
 # %% [markdown]
-# The scatter of three seeds is itself a rough number: with two degrees of freedom, the 95 % interval of the true one reaches from
-# half of it to six times. And these are small models on phantoms; a full-size training may scatter less. But nobody can look that
-# up, since the table has one training a row. *How large is your seed noise?* is a question you may put to any ablation.
+# The scatter of three seeds is itself a rough number: with two degrees of freedom, the 95 % interval of the true one
+# reaches from half of it to six times. And these are small models on phantoms; a full-size training may scatter less. But
+# nobody can look that up, since the table has one training a row. *How large is your seed noise?* is a question you may put
+# to any ablation.
 #
 # ## 7. A failure, looked at: the story that one seed tells
 #
@@ -273,10 +281,10 @@ run.record("ablation/orders_seen", len(set(story.values())))
 # **Shown.** Four trainings with three seeds each, compared within seeds, on two datasets at three fractions and on four
 # other yardsticks; sentences that follow from intervals; what it would take to see a difference of the published size.
 #
-# **Not shown.** Anything about MIMIC-CXR or full-size encoders. That the terms are useless: short trainings of small
-# models on phantoms with labels for eight diseases leave little room for them. Many comparisons were made at once; at 95 %,
-# about one in twenty comparisons between *equals* says "higher" or "lower" all the same, so a few such sentences in a long table
-# are no surprise.
+# **Not shown.** Anything about MIMIC-CXR or full-size encoders, or, where section 3 says that the data are others, about
+# trainings on the phantoms that lie here. That the terms are useless: short trainings of small models on phantoms with few
+# kinds of disease leave little room for them. Many comparisons were made at once; at 95 %, about one in twenty comparisons
+# between *equals* says "higher" or "lower" all the same, so a few such sentences in a long table are no surprise.
 #
 # **Where it breaks.** Sharing a seed pairs the initial weights of what two variants have in common. It does not pair
 # everything: a term that is off changes every gradient after the first step.
