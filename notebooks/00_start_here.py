@@ -226,9 +226,11 @@ assert inside > area, "the effusion does not change its own place most"
 run.record("twins/difference_inside_mask", inside)
 
 # %% [markdown]
-# Not only: the larger part lies inside, yet some lies outside. Film processing adapts brightness and
-# local contrast to the whole picture, as real equipment does. So the outline tells where the *cause* is, not every
-# pixel that changed. This is a first failure case to remember: a model may use the faint difference outside and be
+# Not only: much of the difference lies inside, though the outline covers so little of the film, and the rest lies outside.
+# There are two reasons. Fluid also sinks behind the diaphragm and whitens what is white already; the outline ends a little
+# below the dome. And film processing adapts brightness and
+# local contrast to the whole picture, as real equipment does. So the outline tells where the finding can be *seen*, not every
+# pixel that changed. This is a first failure case to remember: a model may use a faint difference far from the outline and be
 # right for the wrong reason.
 #
 # **What phantoms are good for:** checking that a method works as described; asking whether words find their place;

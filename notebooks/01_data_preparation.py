@@ -131,8 +131,8 @@ for name, one in summaries.items():
 
 # %% [markdown]
 # The sum must close: rows in = rows out + rows dropped, each with its reason. Here lateral views go, by design,
-# because MGCA reads frontal films. RSNA counts more rows than images: its table has a row for each *box*, and one
-# film can have several.
+# because MGCA reads frontal films, and so do the films of a report in which cleaning leaves too few
+# words. RSNA counts more rows than images: its table has a row for each *box*, and one film can have several.
 #
 # Preparation can be interrupted. A second run finds what is done and converts nothing:
 
@@ -508,6 +508,10 @@ for name, share in zip(shown, counts["train"], strict=True):
     run.record(f"mimic_cxr/prevalence/{name.lower().replace(' ', '_')}", share / 100)
 
 # %% [markdown]
+# The splits agree only roughly, most clearly so for films without a finding. Part of that gap is made: each split of the phantoms opens
+# with a few patients chosen so that no finding is missing from it, and they weigh more where films are few. Besides, a patient's
+# films tend to share their findings, so that chance has fewer throws than there are films.
+#
 # The three other sets, in the classes that notebook 07 will probe:
 
 # %%

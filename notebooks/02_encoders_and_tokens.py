@@ -81,7 +81,8 @@ shapes = {"film": image_tokens, "report": report_tokens}
 pd.DataFrame({name: {key: tuple(value.shape) for key, value in vars(one).items()} for name, one in shapes.items()}).T
 
 # %% [markdown]
-# You cannot: `pieces` counts letter groups, and words are fewer. `num_words` holds the answer. The widths of film and report
+# You cannot: `pieces` counts letter groups and the two marks at the ends of a report, and words are fewer. How many fewer depends on
+# how often the vocabulary had to cut a word; `num_words` holds the answer. The widths of film and report
 # differ as well. The projection heads of section 6 bring them to one width.
 #
 # ## 2. From pixels to patches
@@ -484,8 +485,8 @@ assert np.allclose(by_hand, library), "clipping by hand and the library differ"
 
 # %% [markdown]
 # The outlier of 0.60 is tamed, and no word is silenced. No gradient flows through the weights: a word cannot make itself
-# unimportant to escape the loss. Now a real report, in the untrained model. **Predict.** Will *effusion* weigh more than
-# *the*?
+# unimportant to escape the loss. Now a real report, in the untrained model. **Predict.** Will the name of a
+# disease weigh more than *the*?
 
 # %%
 lengths = report_tokens.keep.sum(1)
@@ -568,11 +569,11 @@ pd.DataFrame(rows).T.rename(columns={"report": "report, [CLS]", "words": "report
 
 # %% [markdown]
 # Read each row as: "of the films with this trait, how many have a nearest neighbour with it?", beside the chance of a
-# blind draw. Believe only what lies outside its interval, and do not trust your expectations: something as large as the view
-# need not show in random film features, and something small can. Random text features do well where two reports with the same
-# words get similar sums, whatever the vectors: a random network is a disguised word count.
+# blind draw. Believe a difference only where chance lies outside the interval. Compare *film* with *words*. The random features of
+# the films hardly rise above chance, if at all, even for something as large as the view. Those of the text do so for every disease of
+# the table: two reports with the same words get similar sums, whatever the vectors, and a random network is a disguised word count.
 #
-# So "better than chance" is no achievement. The baseline of notebook 07 is this one, and not a coin.
+# So "better than chance" is no achievement, at least not for text. The baseline of notebook 07 is this one, and not a coin.
 
 # %%
 query = int(np.flatnonzero(traits["Pleural Effusion"])[0]) if traits["Pleural Effusion"].any() else 0
@@ -587,8 +588,8 @@ run.show(
 )
 
 # %% [markdown]
-# This is the failure case of the notebook: neighbours that look alike and *mean* something else. Alignment with reports is there to
-# make meaning count.
+# Much fluid can draw a neighbour with fluid, since it fills much of the film. The neighbours without an effusion are the
+# failure case of the notebook: films that look alike and *mean* something else. Alignment with reports is there to make meaning count.
 #
 # ## 9. Three sizes of the same thing
 #
@@ -643,7 +644,7 @@ except EncoderError as error:
 #
 # **Shown:** both encoders return the same four things; a patch has seen more than its square; pieces become words in one step that
 # agrees with a loop; padding moves real words unless it is masked; the last BatchNorm opens the cone; random features
-# already know a little.
+# of a report already know a little.
 #
 # **Not shown:** that attention weights become meaningful with training, or that a sum is the best way to make a
 # word. **Where it breaks:** words outside the vocabulary; reports beyond the limit; heat maps that are read as if a patch knew only its

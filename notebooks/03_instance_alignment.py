@@ -364,9 +364,10 @@ by_finding.sort_values("median_rank").round(2)
 # InfoNCE calls every other report in the batch wrong. Two kinds are not:
 #
 # 1. **The very same text**, for example two views of one study, or a template such as *no acute process*.
-# 2. **The same meaning in other words**: any two normal films.
+# 2. **The same meaning in other words**: any two normal films, or two visits of a patient in whom nothing has changed.
 #
-# Before you run the next cell, guess how many of the 63 negatives of a batch of 64 are of the second kind.
+# Before you run the next cell, guess how many of the 63 negatives of a batch of 64 are of the second kind, normal films alone
+# counted.
 
 
 # %%

@@ -465,15 +465,16 @@ for name, parts in summary.items():
 # Now read the table as an opponent would. Is the trained hit rate above *chance*, with the interval? Above its
 # *control*, or does it know only where diseases usually sit? Above the untrained model? Expect to be disappointed: in
 # all runs behind this course the maps of the token loss, trained as published, pointed at about chance, and an IoU at
-# its best when everything is marked says the same.
+# its best when everything is marked says the same. Beating the untrained model proves little: its maps are nearly flat, so random
+# weights decide where their brightest pixel lies, and it can well fall below chance.
 #
 # And yet the loss itself is low, as the next cell shows. That contradiction is the most instructive thing in this notebook. Let us
 # find out why.
 #
 # ## 7. What did the loss learn, then?
 #
-# First, how low is it? Knowing nothing costs the logarithm of the number of words plus that of the number of patches. Vectors that
-# merely *differ* cost less, so the untrained model is the fairer opponent.
+# First, how low is it? Knowing nothing costs the logarithm of the number of words plus that of the number of patches. The untrained
+# model stands beside it: its vectors lie in narrow cones (notebook 02), and tokens that are nearly equal cannot be told apart either.
 
 # %%
 settings = {"word_keep": report.keep, "word_weight": omega, "patch_weight": omega_patch}

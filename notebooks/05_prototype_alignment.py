@@ -377,8 +377,8 @@ run.record("agreement/trained/film/nmi_above_chance", gain)
 print(f"NMI of the films above chance: {gain:+.3f}")
 
 # %% [markdown]
-# Read the trained rows against their own chance. The untrained row is no opponent: random weights send all films to one prototype. The
-# honest control, k-means on untrained features, is in notebook 08. Nobody told the model a single label.
+# Read the trained rows against their own chance. The untrained row is no opponent: random weights send all films to one or two
+# prototypes. The honest control, k-means on untrained features, is in notebook 08. Nobody told the model a single label.
 # What lies above chance it took from the reports: studies that are described alike became neighbours.
 #
 # ### Which findings gather?
@@ -443,7 +443,8 @@ run.show(
 )
 
 # %% [markdown]
-# And your heaps of section 1?
+# A row need not show the finding for which its prototype was chosen: a film may be among the nearest here and yet nearer still to
+# another prototype, and a high lift may rest on few films. And your heaps of section 1?
 
 # %%
 for letter, row in zip(letters, shown, strict=True):
@@ -451,7 +452,8 @@ for letter, row in zip(letters, shown, strict=True):
 
 # %% [markdown]
 # How many prototypes hold the films of one disease? If nearly every film has one of its own, the model did not make your heaps: with
-# several dozen prototypes for nine groups it divides each disease among many.
+# several dozen prototypes for nine groups it divides each disease among many. Where two films do share one, look twice before you
+# call it the disease: here B and G are two films of one and the same study.
 #
 # ## 7. A failure, looked at: what else do they gather by?
 #
@@ -494,8 +496,10 @@ for k, members in zip(worst, rows, strict=True):
     print(f"prototype {k}: purity {purity[k]:.2f}, AP views {from_bed:.0%} of the films shown")
 
 # %% [markdown]
-# Look for a common view, a common device, the same size of lungs, or simply nothing. A prototype without a theme is
-# the price of equal filling: there are fewer diseases than prototypes, and somebody has to sit there.
+# Look for a common view, a common device, the same size of lungs, or simply nothing. In this run every film of the lower row
+# carries a pacemaker, whatever the finding: impure by our ruler, this prototype has a theme all the same, and it is a device. The
+# upper row is from the bedside, as the count above says, with tubes, lines or electrodes on most of its films. Where a prototype has
+# no theme at all, that is the price of equal filling: there are fewer diseases than prototypes, and somebody has to sit there.
 #
 # ## What we showed, and what not
 #

@@ -214,15 +214,17 @@ curves = figures.loss_curves(trained.history, chance=chance | {"total": sum(chan
 run.show(curves, "losses", "Each term over the epochs, training and validation, against what knowing nothing costs.")
 
 # %% [markdown]
-# **Read the figure from left to right.** Instance alignment falls below its dotted line: films and reports of the same
-# study find each other among all pairs of the batch. The gap between its two curves is memory: the training reports
-# have been seen many times.
+# **Read the figure from left to right.** The training curve of instance alignment soon falls below its dotted line: films
+# and reports of the same study find each other among all pairs of the batch. The validation curve may stay about the line
+# or above it for several epochs and jump before it follows; section 7 says why. The gap that is left when both have settled
+# is memory: the training reports have been seen many times.
 #
 # Token alignment starts low and falls on. Do not rejoice: its negatives lie *within* one pair, so telling words
 # apart is enough, and the film need not be read well. Notebook 04 measured where the words really point.
 #
 # Prototype alignment hardly leaves $\ln K$ at first, because the prototypes stand still and the codes spread all
-# studies evenly. What it ends at is bounded from below by how evenly Sinkhorn spreads the codes.
+# studies evenly. Where the validation curve of instance alignment jumps, this one jumps with it, even above $\ln K$. What
+# it ends at is bounded from below by how evenly Sinkhorn spreads the codes.
 
 # %%
 last = history.iloc[-1]
@@ -348,11 +350,12 @@ print(f"this run: {own_speed:.0f} pairs/s, {hours(len(train), len(history), own_
 # %% [markdown]
 # ## 7. What failed, and what we did not show
 #
-# - **The model remembers.** The gap between the training and the validation curve of ITA opens early and stays: the cell
-#   below prints what is left of it. A few thousand pairs are few; more pairs help more than more epochs.
-# - **The validation loss may jump** while the learning rate is high. In evaluation mode BatchNorm uses running averages of
-#   statistics that the weights have already left behind; once the rate falls, the jumps stop. Had early stopping been less
-#   patient, it would have ended the run in the middle of them.
+# - **The model remembers.** The gap between the training and the validation curve of ITA opens early. It may shrink when
+#   the jumps of the next point stop, but it does not close: the cell below prints what is left of it. A few thousand
+#   pairs are few; more pairs help more than more epochs.
+# - **The validation loss may jump** while the learning rate is high, and may then be worse than knowing nothing. In
+#   evaluation mode BatchNorm uses running averages of statistics that the weights have already left behind; once the rate
+#   has fallen, the jumps stop. Had early stopping been less patient, it would have ended the run in the middle of them.
 # - **A low CTA loss is not grounding.** It can be had without looking at the right place.
 # - **Equal reports count as negatives.** Two normal films with the same words are pushed apart. An option
 #   that spares them exists (`mask_same_text`); the published recipe does not have it, and this run does not use it.

@@ -269,8 +269,9 @@ for other in ("random", "kmeans_mgca", "kmeans_random"):
 # %% [markdown]
 # **Reading it.** First *above chance*: did the prototypes pick up disease at all? Then *untrained*: is it training that did it?
 # An untrained projection often sends nearly all studies to one or two prototypes; its purity is then simply the share of the
-# largest group, which shows once more how little purity says alone. Then *k-means*: do prototypes add anything to the embedding
-# they live in? The lines above answer for this run. Where an interval overlaps, the honest answer is "not shown".
+# largest group, which shows once more how little purity says alone, and its completeness hangs on the few studies outside: look
+# at the interval. Then *k-means*: do prototypes add anything to the embedding they live in? The lines above answer for this run.
+# Where an interval overlaps, the honest answer is "not shown".
 #
 # Homogeneity is usually far higher than completeness: with more prototypes than findings, a finding is split over several
 # prototypes. That alone is no failure: edema of a bedside film and edema of an upright one do look different.
@@ -305,7 +306,9 @@ run.show(
 
 # %% [markdown]
 # The lower row is the tidy one, and about diseases that proves **nothing**. Prototypes cut the space into regions, and a map that
-# keeps neighbours together shows regions as patches. Only the upper row can be evidence, since findings were unknown to the model.
+# keeps neighbours together shows regions as patches. Only the upper row can be evidence, since findings were unknown to the
+# model. (A clump of stars may stand far from every point, and the star of a colour far from its studies: a prototype need only be
+# the *nearest* one in direction, and need not lie among the images. It has reports to serve, too.)
 #
 # And if the space had no order at all? The next cell replaces every embedding with *random noise*, and every prototype too. The
 # findings are the real ones. **What will the two rows look like?**
@@ -401,9 +404,9 @@ for name, layout in layouts.items():
 # %% [markdown]
 # Read the first column as "may I believe that two touching points are alike?", and the second as "may I believe that two far
 # islands differ more than two near ones?". The first is what the method was built for. The second comes without any promise: it
-# may be high for one perplexity and low for the next; where all three agree, they still get the order wrong often unless the number
-# is near 1. So **never interpret** the distance between islands, their size, their density, or the axes; and show a second setting
-# before you believe an island.
+# may be high for one perplexity, or for one model, and low for the next; and where all three agree, they still get some of the
+# order wrong, the more the further the number is from 1. So **never interpret** the distance between islands, their size, their
+# density, or the axes; and show a second setting before you believe an island.
 
 # %% [markdown]
 # ## 7. Look inside
@@ -455,8 +458,9 @@ for name, groups in others.items():
     run.record(f"prototypes/nmi_above_chance/{name.replace(' ', '_')}", part.measures["nmi"].mean - part.chance["nmi"])
 
 # %% [markdown]
-# If a nuisance stands near or above the finding, then "prototypes are diseases" is too kind a reading. Prototypes gather
-# whatever images and reports *both* tell, and reports do mention lines and tubes.
+# If a nuisance stands near or above the finding, then "prototypes are diseases" is too kind a reading. If it stands well below
+# but above zero, prototypes know it as well, though less. Prototypes gather whatever images and reports *both* tell, and reports
+# do mention lines and tubes.
 
 # %% [markdown]
 # ## 8. Do both halves of a study meet?
@@ -493,10 +497,11 @@ alike = like_neighbour(np.concatenate(joint), kinds)
 print(f"{alike:.0%} of the points have a nearest neighbour of their own kind; of points that mix freely, half would")
 
 # %% [markdown]
-# Islands of one colour are a *modality gap*: image and report vectors live in different corners, although each image is closer to
-# its own report than to others. Contrast alone does not close it, as it only compares across the gap. Prototypes can be shared
-# all the same, since they ask for directions: compare the share above with its chance. If the colours do mix while the share stays
-# well below one, the regions are right, and their borders cut through studies.
+# Islands of one colour are a *modality gap*: image and report vectors live apart, although an image tends to be closer to its own
+# report than to most others. An island of reports may even lie beside one of images. Contrast alone does not close the gap, as it
+# only compares across the gap. Prototypes can be shared all the same, since they ask for directions: compare the share above with
+# its chance. If the colours do mix while the share stays well below one, the regions are right, and their borders cut through
+# studies.
 
 # %% [markdown]
 # ## 9. The failure case: diseases without a prototype
@@ -524,11 +529,13 @@ singles = int((table.sum(axis=1) == 1).sum())
 print(f"prototypes with a single study, which are pure by definition: {singles}")
 
 # %% [markdown]
-# A finding that leads no prototype, or one that it shares, exists for this model only as a shade of others. Is it because it is rare?
-# Compare the first column: findings with as few studies may lead several. Small or faint ones are worse off than large ones, since
-# the film's vector hardly holds them. One reason may lie in the method: Sinkhorn asks for *equal* use of all prototypes within a
-# batch, so a frequent group is split over many prototypes and a rare one is folded into its neighbours; k-means instead of
-# prototypes would be the control. And prototypes with one study flatter the purity: discount them.
+# A finding that leads no prototype, or one that it shares, exists for this model only as a shade of others. Where every finding
+# leads one, read the last column: a finding that has only a small share of its studies there has a prototype in name alone. Is it
+# because it is rare? Compare the first column: findings with as few studies may lead several. Small or faint ones tend to be
+# worse off than large ones, since the film's vector hardly holds them. One reason may lie in the method: Sinkhorn asks for
+# *equal* use of all prototypes within a batch, so a frequent group is split over many prototypes and a rare one is folded into
+# its neighbours; k-means instead of prototypes would be the control. And prototypes with one study flatter the purity: discount
+# them.
 
 # %% [markdown]
 # ## 10. What we showed, and what we did not

@@ -152,8 +152,9 @@ run.show(grids, "strides", "One film and the cells of its feature maps: at the l
 # %% [markdown]
 # **Predict.** Small foreign objects, a few pixels wide: which of these maps can place them?
 #
-# What do the vectors say? We take the cell in the middle of the box, and ask which other cells resemble it (cosine, after
-# subtracting the film's mean vector). If the trunk tells opacity from lung, the colour should stay in the box.
+# What do the vectors say? We take the cell in the middle of the film's first box (of several, only this one; the next sections
+# keep to it, too), and ask which other cells resemble it (cosine, after subtracting the film's mean vector). If the trunk tells
+# opacity from lung, the colour should stay in the box, and come back in a second one where the film has it.
 
 # %%
 levels = trunk_maps(pretrained, image[None].to(run.device), strides)
@@ -183,7 +184,8 @@ run.show(
 
 # %% [markdown]
 # Fine maps tend to mark whatever has the same grey, here and elsewhere; coarse ones a region without its edge. A head needs both,
-# *what* and *where*, and so the heads below read several maps at once. How far this trunk's maps carry is not for one film to say.
+# *what* and *where*, and so the heads below read several maps at once. A second box that stays dark is a warning: what resembles
+# one opacity need not resemble the next. How far this trunk's maps carry is not for one film to say.
 
 # %% [markdown]
 # ## 4. Boxes and masks travel with the film
@@ -256,7 +258,7 @@ def iou(a, b):
 print(f"{iou([0, 0, 10, 10], [5, 0, 15, 10]):.3f}")
 
 # %% [markdown]
-# A third: half of each is shared, but the union has grown. IoU is strict. Now all anchors against the true box of our film.
+# A third: half of each is shared, but the union has grown. IoU is strict. Now all anchors against the first true box of our film.
 
 # %%
 from torchvision.ops import box_iou
@@ -367,8 +369,8 @@ print("training films that show something, of all that were drawn:")
 pd.Series({key: f"{some} of {every}" for key, (some, every) in labelled.items()}).unstack()[list(FRACTIONS)]
 
 # %% [markdown]
-# One per cent of a small dataset is a handful of films, perhaps two with a box. No head learns to find from two examples; whatever
-# comes out at 1 % is the luck of the draw. (The draw holds one positive film at least.)
+# One per cent of a small dataset is a handful of films, and the first column says how few of them show anything. No head learns
+# much from so few examples; what comes out at 1 % is mostly the luck of the draw. (The draw holds one positive film at least.)
 #
 # The trunk never moves, so its maps are computed once, and the heads train on them alone. With `demo` some cells of the
 # paper's table are left out for time, and the heads get few steps; `paper` trains all of them, for 50 epochs.
@@ -409,8 +411,8 @@ def run_probes(probe, datasets, plan, trunks, **settings):
 
 # %% [markdown]
 # One more competitor: a detector that **never looks**. It takes the four usual places of the training boxes and claims them on every
-# film, whatever it shows. Anatomy is orderly, so this is better than nothing, and a head that does not
-# beat it has learned where lungs are, not where pneumonia is.
+# film, whatever it shows. Anatomy is orderly, so this may be better than nothing (for coins and buttons it need not be), and a
+# head that does not beat it has learned where lungs are, not where pneumonia is.
 #
 # **Before you run the next cell**, order the three: random trunk, pretrained trunk, never looks. By how much will the first two
 # differ at 10 %?
@@ -772,9 +774,11 @@ run.show(
 )
 
 # %% [markdown]
-# One trained head, two rules, two best thresholds. The left end draws a lot, finds disease and spoils healthy films; the right
-# end tends towards silence. A clinic chooses a place on this line by what a miss and a false alarm cost. The mean Dice
-# over all films chooses it by the share of healthy films in the test set.
+# One trained head, two rules, two best thresholds. The left end draws so much that even disease is lost in it; a little further
+# on the head finds disease and still spoils healthy films; the right end is silence, and a head that is never very sure falls
+# silent early and at once. If the curve over all films nowhere rises above the dashed line, that rule knows no better use for
+# this head than to switch it off, however well it outlines disease. A clinic chooses a place on this line by what a miss and a
+# false alarm cost. The mean Dice over all films chooses it by the share of healthy films in the test set.
 #
 # ## 11. Look at the outlines
 
@@ -803,8 +807,10 @@ run.show(
 )
 
 # %% [markdown]
-# A pneumothorax is a thin dark rim at the edge of the lung, often only a few pixels wide on a film this small. An outline that is off by two
-# pixels can miss half of it: Dice is hard on thin things, and kind to round ones.
+# Many a pneumothorax is a thin dark rim at the edge of the lung, only a few pixels wide on a film this small. An outline that is
+# off by two pixels can miss half of it. A large one fills its side of the chest, and the same two pixels cost it little: Dice is
+# hard on thin things, and kind to big ones. Compare the best and the worst films with this in mind. Then the false ones: does the
+# head follow a rim there, or has it marked whatever is dark?
 
 # %% [markdown]
 # ## 12. Where it fails
@@ -837,9 +843,10 @@ pd.DataFrame(
 
 # %% [markdown]
 # **The failure case.** Compare each row with the side of a cell. Where boxes are hardly larger than the finest cell, a miss is no
-# surprise, whichever the trunk: the place was lost before the head could ask for it. The smallest anchors are a twelfth
-# of the film's side, and a coin may be smaller. Larger inputs are the cure, and they cost. The paper's own Object-CXR
-# numbers are low as well, and at 1 % it prints "<1".
+# surprise, whichever the trunk: the place was lost before the head could ask for it. The smallest anchors are a twelfth of the
+# film's side, and a coin may be smaller. Larger inputs are the cure, and they cost. Neighbouring thirds may stand in the wrong
+# order: look whether their intervals overlap before you explain it. The paper's own Object-CXR numbers are low as well, and at
+# 1 % it prints "<1".
 #
 # Note also what the count forgives: ten detections a film are many. Recall alone is cheap; precision is what section 7 paid for.
 #
@@ -887,7 +894,7 @@ print("not answered yet" if None in (my_dice, my_iou) else "right")
 # the two rank single masks alike, and Dice is the kinder number.
 # </details>
 #
-# **2. Modify.** Give the detector the coarsest map alone. How much of the mAP on object-CXR is lost? Then try the finest alone.
+# **2. Modify.** Give the detector the coarsest map alone. Is any of the mAP on object-CXR lost? Then try the finest alone.
 
 # %%
 coarse = run_probes(
@@ -904,9 +911,10 @@ assert coarse[key].subsets == detectors[key].subsets, "other films were drawn: t
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# `strides=strides[:1]` for the finest. The coarsest places small objects badly; the finest can place them, but has seen little of what
-# surrounds them. Where the coarsest alone is hardly worse, most of the mAP comes from large objects: count by size, as section 12 does.
-# If all three scores are near zero, the head had too few films and steps to show it: raise `STEPS`.
+# `strides=strides[:1]` for the finest. The coarsest places small objects badly; the finest can place them, but has seen little of
+# what surrounds them. Where the coarsest alone is hardly worse, or even ahead, most of its mAP comes from large objects: count by
+# size, as section 12 does. (It also has fewer anchors to sort in the same few steps. And where the intervals overlap, no order is
+# shown.) If all three scores are near zero, the head had too few films and steps to show it: raise `STEPS`.
 # </details>
 #
 # **3. Research.** How much of an outline is habit? Average all training masks of a dataset, draw the average above a threshold on every

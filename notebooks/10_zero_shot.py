@@ -231,8 +231,9 @@ print(f"surely better than guessing: {', '.join(above) or 'none'}; surely worse:
 # these bars do not show by how much.
 #
 # Where the probe is far ahead, the knowledge is in the features but the sentence does not point at it. Where both are
-# low, the features do not have it. That distinction is what the comparison is for. And a bar that lies wholly on the
-# left of chance is not noise: the sentences sort the films, the wrong way round. Section 6 asks why.
+# low, the features do not have it. That distinction is what the comparison is for. And a blue bar that lay wholly on the
+# left of chance would not be noise: the sentences would sort the films, the wrong way round. Section 6 asks how a pair
+# of sentences fails.
 #
 # ## 4. One answer a film: CheXpert 5x200
 #
@@ -282,8 +283,9 @@ for split in ("train", "test"):
 # %% [markdown]
 # Guessing gives 0.2. `said` counts how often each class was named; a fair reader names each equally often. Where one
 # class is named far too often, its vector lies near *all* films. GLoRIA's remedy, `standardize="images"`, turns the
-# cosines of each class into z-scores over the test films. It usually helps, but then the answer for a film depends on
-# the other films in the test set, which no single patient has.
+# cosines of each class into z-scores over the test films. It makes `said` more even; whether it also makes the answers
+# better, the lines above say, and need not say the same for both sets. And it has a price: the answer for a film then
+# depends on the other films in the test set, which no single patient has.
 
 # %%
 run.record("zero_shot/5x200/accuracy/mgca", outcome["train", "none"].accuracy.as_metric())
@@ -427,7 +429,8 @@ run.record("zero_shot/chexpert/auroc/macro/wordings_averaged", together)
 # %% [markdown]
 # The first number is the one that papers are tempted to print. How much of it was luck shows in the second, where the
 # choice had to be made without the test films. (Both may agree: with a wide spread between wordings, validation
-# films find a good one.) Averaging needs no choice at all and seldom falls far behind.
+# films find a good one.) Averaging needs no choice at all, but takes the bad wordings in with the good: its line shows
+# what they cost. The prompts fixed beforehand are none of the seven, and may end above or below the best of them.
 #
 # ## 6. A failure, looked at
 #
@@ -685,7 +688,8 @@ print("not answered yet" if my_cosine is None else "right")
 
 # %% [markdown]
 # **2. Modify.** Write one sentence for and one against the finding of section 6 that beat the course's prompts on the
-# *validation* films. Only then look at the test films, once.
+# *validation* films. The cell holds a first attempt; if that is "better" already, beat it, too. Only then look at the
+# test films, once.
 
 # %%
 mine = PromptSet("mine", {worst: ("There is " + worst.lower() + ".",)}, {worst: ("The lungs are clear.",)})
@@ -734,7 +738,8 @@ print(
 # **1.** $\cos 45° = 0.707$: the mean is $(0.5, 0.5)$, its length 0.707, the class vector $(0.707, 0.707)$.
 #
 # **2.** Read ten training reports that name the finding, and borrow their grammar: place, side and severity as a
-# radiologist would dictate them. For the denial try describing the normal, such as "the heart is normal in size".
+# radiologist would dictate them. For the denial try describing the normal, such as "the heart is normal in size" for the
+# heart.
 #
 # **3.** Loop over the classes with their words. Where no report denies a finding by name, look for what describes the normal
 # instead, such as "the heart is normal in size". Averaging forty reports also averages what else they say, so their difference may carry age, devices or

@@ -303,8 +303,8 @@ for length, part in overlap.items():
     print(f"batch of {batch} and a queue of {length:4d}: shared mass {part}")
 
 # %% [markdown]
-# A longer queue brings the codes closer to what all studies together would get, as it must, and the figure shows where
-# that levels off. In training there is a price that this measurement leaves out: the queue holds embeddings of *earlier*
+# A longer queue brings the codes closer to what all studies together would get, as it must, and the figure shows how
+# the gain flattens. In training there is a price that this measurement leaves out: the queue holds embeddings of *earlier*
 # weights, made by an encoder that has moved since. Whether closer codes make better clusters is a question for the grid.
 #
 # ## 6. The grid: trained, several seeds
@@ -316,6 +316,10 @@ for length, part in overlap.items():
 # The grid takes longer than the whole course, so its results come with the project; cells that you ran take their place.
 # A variant with no seeds in the first table has not been trained for the committed results and is missing below:
 # `make grid VARIANTS="prototypes-16 prototypes-256 queue"` trains it.
+#
+# The next cell also says whether the committed cells were trained on the data that lie here. If they were trained on
+# other phantoms, hold them against each other only: their numbers are of other test studies than those of sections 3 to
+# 5, and standing higher or lower than those means nothing.
 
 # %%
 grid = load_grid(run.root, run.profile, GRID_DIR, kind="switches")
@@ -387,8 +391,8 @@ if set(ends) <= set(long.loc[long["metric"] == measures["prototypes"], "variant"
 #
 # ## 7. Look inside
 #
-# Numbers say how much, not what. The largest prototypes of the trained model, with the films *and* the reports nearest
-# to each. **Before you read the captions**, go along a row: what do the films share? Do the reports name it?
+# Numbers say how much, not what. Back to this run: the largest prototypes of the model of notebook 06, with the films *and* the
+# reports nearest to each. **Before you read the captions**, go along a row: what do the films share? Do the reports name it?
 
 # %%
 filled = np.bincount(own.cluster, minlength=size)
@@ -456,8 +460,8 @@ run.record("prototypes/comparable", len(parting))
 # shuffled findings at the same clusters; how far a queue moves Sinkhorn's codes; trained variants with paired
 # differences.
 #
-# **Not shown.** That the best $K$ here is the best elsewhere: these are labels for eight diseases with sharp
-# vocabularies, real reports do not. The shuffled level counts as known, and its own error is left out of the intervals. A t interval
+# **Not shown.** That the best $K$ here is the best elsewhere: these are labels for eight diseases, each with a sharp vocabulary
+# that real reports do not have. The shuffled level counts as known, and its own error is left out of the intervals. A t interval
 # over few seeds is wide, and "no difference at this size" is not "no difference".
 #
 # **Where it breaks.** One finding a study. With large $K$ a test cluster holds a handful of films, and its purity is

@@ -118,7 +118,7 @@ def projection_maps(
             lower.scatter(*points[clusters == number].T, s=size, color=[colour], linewidth=0, alpha=0.9)
         used = np.isin(np.arange(len(stars)), numbers)
         for axis in (upper, lower):
-            for own, colour in ((~used, UNUSED), (used, "white")):
+            for own, colour in ((used, "white"), (~used, UNUSED)):  # the few unused ones on top
                 axis.scatter(*stars[own].T, marker="*", s=large, color=colour, edgecolor=INK, linewidth=0.8, zorder=3)
         for number, colour in cluster_colours.items():
             if number < len(stars):
