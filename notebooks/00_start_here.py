@@ -216,8 +216,8 @@ run.show(
         columns=3,
     ),
     "twins",
-    "The same patient without and with an effusion. The difference is brightest where the fluid is, and faint "
-    "elsewhere: film processing reacts to the whole picture.",
+    "The same patient without and with an effusion. The difference is brightest where the fluid is, some of it "
+    "behind the diaphragm, and faint elsewhere: film processing reacts to the whole picture.",
 )
 inside = difference[ill.finding_masks[0]].sum() / difference.sum()
 area = ill.finding_masks[0].mean()

@@ -502,7 +502,7 @@ run.show(
         unit="films whose report states it (%)",
     ),
     "labels",
-    "Share of films whose report states a finding, for each split of MIMIC-CXR. Splits by patient agree up to chance.",
+    "Share of films whose report states a finding, for each split of MIMIC-CXR. Splits by patient agree roughly.",
 )
 for name, share in zip(shown, counts["train"], strict=True):
     run.record(f"mimic_cxr/prevalence/{name.lower().replace(' ', '_')}", share / 100)
