@@ -6,7 +6,7 @@
 # untrained one fairly, and name three ways in which such a comparison misleads.
 #
 # - **First read** [06 Pretraining](06_pretraining.ipynb), whose encoder is judged here.
-# - **Time** `smoke` under 20 seconds, `demo` about two minutes on two CPU cores with a trained encoder at hand;
+# - **Time** `smoke` under 20 seconds, `demo` one to two minutes on two CPU cores with a trained encoder at hand;
 #   `paper` is mostly the time to encode some 230,000 films once.
 # - **Data** three downstream datasets that the encoder never saw: CheXpert, RSNA and COVIDx, as phantoms; with
 #   `paper`, the real ones.
@@ -199,8 +199,8 @@ with tempfile.TemporaryDirectory() as folder:
         print(f"{name:18s}{took:6.2f} s   {len(list(Path(folder).iterdir()))} file(s)")
 
 # %% [markdown]
-# A miss, a hit, and a miss again: weights that differ by a thousandth are another encoder. Now all films of all three datasets through
-# all three encoders, with a cache in this notebook's output folder.
+# A miss, a hit, and a miss again: weights that differ by a thousandth are another encoder. Now all films of all three
+# datasets through all three encoders, with a cache in this notebook's output folder.
 
 
 # %%
@@ -294,8 +294,8 @@ print(f"COVIDx, always saying {TASKS['covidx'].classes[np.bincount(covidx_test).
 # come. These are different questions with different intervals:
 #
 # - over **label draws**: what would another hospital, with another handful of labels, have reached?
-# - over **test patients**, by the bootstrap: how exactly does this test set measure this one probe? Whole patients are drawn, since
-#   films of one patient resemble each other.
+# - over **test patients**, by the bootstrap: how exactly does this test set measure this one probe? Whole patients are
+#   drawn, since films of one patient resemble each other.
 #
 # **Before you run the next cell**: which of the two is wider at 1 %?
 
@@ -310,9 +310,12 @@ for probe in (over_draws, over_cases):
 print("single draws:", *(f"{value:.3f}" for value in over_draws.values))
 
 # %% [markdown]
-# Neither interval contains the other doubt. With few labels the luck of the draw is what a reader should know, so
-# the table below shows intervals over draws at 1 % and 10 %. At 100 % there is only one draw, and the interval is one
-# over test patients. A third doubt, another *pretraining* run, is in neither: repeat the course with other seeds for that.
+# Neither interval contains the other doubt, and they are not even about the same number: the first surrounds the mean
+# over all draws, the second the score of one draw, the first in the list. If that draw was an unlucky one, a narrow
+# interval surrounds a score that other labels would not give. With few labels the luck of the draw is what a reader
+# should know, so the table below shows intervals over draws at 1 % and 10 %. At 100 % there is only one draw, and the
+# interval is one over test patients. A third doubt, another *pretraining* run, is in neither: repeat the course with other
+# seeds for that.
 
 # %% [markdown]
 # ## 7. The table
@@ -356,14 +359,15 @@ run.show(
 )
 
 # %% [markdown]
-# **How to read the figure.** The bars stand on chance, so an empty bar has learned nothing. Compare the blue bars with
-# the grey ones *within* one share of labels, then follow one colour from left to right. The paper's claim is in the left
-# group: pretraining is worth most where labels are few.
+# **How to read the figure.** The bars stand on chance, so a bar that is empty, or hangs below the line, has learned nothing
+# that carries over to the test films, and one whose interval reaches down to the line is not shown to have. Compare
+# the blue bars with the grey ones *within* one share of labels, then follow one colour from left to right. The paper's claim is
+# in the left group: pretraining is worth most where labels are few.
 #
 # The diamonds are the published numbers, and **their height must not be compared with the bars.** Phantoms are not X-rays:
 # drawn disease is cleaner than real disease, the labels have less noise, the encoder is some
-# seventy times smaller and saw some forty times fewer pairs. What may be compared is the *pattern*: who is ahead, and how the distance
-# changes with the share of labels.
+# seventy times smaller and saw some forty times fewer pairs. What may be compared is the *pattern*: who is ahead, and how
+# the distance changes with the share of labels.
 
 # %%
 from mgca_lib.evaluation.linear_probe import probe_gain
@@ -384,7 +388,10 @@ pd.DataFrame({"gain here": {key: str(gain) for key, gain in gains.items()}, "gai
 
 # %% [markdown]
 # The gains are *paired*: each draw of labels gives one difference between two encoders that saw the same films, and
-# the interval is one over these differences. A lucky draw helps both encoders, so it cancels.
+# the interval is one over these differences. (At 100 % both encoders are scored on the same redrawn test patients.) Luck
+# that moves both encoders alike cancels. How much of it was shared is a thing to check: hold the interval of a gain against
+# those of its two scores in the table. Where it is clearly wider than either, little was shared; a draw that suited one
+# encoder did not suit the other, and pairing cancelled little. It is still the right interval, since it assumes neither.
 #
 # ### The claim of this course, and the measurement
 #
@@ -402,8 +409,11 @@ if PROFILE == "demo":
 
 # %% [markdown]
 # In the paper's table the gain on CheXpert *shrinks* as labels grow, since with many labels even a poor description
-# can be read. Check whether your column does the same, dataset by dataset. Where it does not, the untrained encoder was
-# already limited by its features rather than by labels.
+# can be read. Check whether your column does the same, dataset by dataset. Before you explain a gain that grows instead, see
+# whether the intervals allow it to be luck. If they do not, there are two usual reasons, and the table of scores
+# tells them apart. Where *mgca* itself starts close to chance, the smallest share is too small even for good features. Where
+# *random* stays close to chance with all the labels, it is limited by its features rather than by labels. Both can
+# be true of one dataset.
 
 # %% [markdown]
 # ## 8. Behind the average
@@ -452,13 +462,21 @@ print("and where most:")
 print(ranked.tail(3).round(3).to_string())
 
 # %% [markdown]
-# **The failure case.** Look at the first rows. Where the number is near zero or negative, an encoder that has read
-# thousands of reports is no better than one that has never seen a film. Three reasons are usual. The class is so rare that
-# the score is mostly luck. The reports hardly mention the finding, so no text could teach it. Or the contrast
-# that decides is finer than a patch of the small input, and neither encoder can see it.
+# Hold the figure against your guess, and trust only wide gaps in it: the lines are means without intervals, and they may
+# swap places from one share to the next.
 #
-# For COVIDx the rows are recalls of single classes, and there a drop can be a mere trade: a probe that says "normal" less
-# often loses recall in "normal" and wins it elsewhere.
+# **The failure case.** Look at the first rows of the ranking. Where the number is near zero or negative, an encoder that
+# has read thousands of reports did no better on that class than one that has never seen a film. Ask first which dataset the
+# row is from.
+#
+# For COVIDx the rows are recalls of single classes, which move further than an AUROC does, and up as easily as down. There a
+# drop can be a mere trade: a probe that answers "COVID-19" to nearly everything has a high recall in it and knows nothing; a
+# better one says it less often, loses recall there and wins it elsewhere. A class at the bottom of the ranking and another
+# at its top, at the same share of labels, are the mark of such a trade. The accuracy above says whether it paid.
+#
+# For CheXpert and RSNA the rows are AUROCs, and three reasons are usual. The class is so rare that the score is mostly
+# luck. The reports hardly mention the finding, so no text could teach it. Or the contrast that decides is finer than a
+# patch of the small input, and neither encoder can see it.
 
 # %% [markdown]
 # ### Is it the lung, or the hospital?
@@ -467,7 +485,8 @@ print(ranked.tail(3).round(3).to_string())
 # negatives, and classifiers learned the hospital. Two checks.
 #
 # The first is the *thumbnail* column of the table. **Look at it again**: where it stands level with *mgca*, the task
-# can be solved from coarse brightness.
+# can be solved from coarse brightness. Where it stands above *random*, the untrained network has lost part of even that; it is
+# then a soft opponent, and the thumbnail the harder one to beat.
 
 # %%
 for name in TASKS:
@@ -502,7 +521,8 @@ for method in encoders:
     )
 
 # %% [markdown]
-# If the hospital can be read off the features, then any task whose labels differ between hospitals can be "solved"
+# Look at the thumbnail's line first: as far as it gets, the mark of the hospital is coarse brightness, and no network was needed
+# to find it. If the hospital can be read off the features, then any task whose labels differ between hospitals can be "solved"
 # by reading the hospital. Within one dataset this does no harm, and all probes above stay within one. Mixing
 # datasets is where it bites: collect the diseased films in one place and the healthy ones in another, and the
 # score will be splendid and worthless.
@@ -529,8 +549,11 @@ for method in encoders:
     )
 
 # %% [markdown]
-# The price of travelling has two parts that this number cannot separate: another machine, and another *definition*.
-# CheXpert's "Pneumonia" was read from reports, RSNA's was drawn as boxes by radiologists.
+# Is there a price of travelling at all? Where the score at home lies within the interval of the travelled probe, this test
+# split is too small to show one; and features that hardly tell pneumonia at home have little to lose. Where
+# there is a price, it has parts that this number cannot separate: another machine, and another *definition*.
+# CheXpert's "Pneumonia" was read from reports, RSNA's was drawn as boxes by radiologists. And the number of labelled
+# films differs too: CheXpert has more of them, which may pay some of the price back.
 
 # %% [markdown]
 # ## 9. The published recipe
@@ -566,18 +589,20 @@ for name, probe in (("exact", exact), ("published recipe", published_way)):
 print(f"best epoch of the published recipe: {published_way.strengths[0]:.0f} of at most {recipe.epochs}")
 
 # %% [markdown]
-# The two intervals are over test patients, of one draw each, and the draws differ; so a small difference means nothing. If
-# the best epoch is the last one, the published recipe was stopped before it had converged. That is the practical
-# argument for the exact probe: it has no learning rate to get wrong. If the recipe is ahead although it was stopped, then its
-# crops, which show each labelled film in many versions, and its early stop are worth more than exactness: that is the argument
-# for it, besides that its numbers are the ones in the paper's table.
+# The two intervals are over test patients, of one draw each, and the draws differ; so while they overlap widely, neither
+# probe is shown to be the better one, whichever stands ahead. The line on the best epoch says more. If it is the last one, the
+# published recipe was stopped before it had converged, and a higher `UPSTREAM_EPOCHS` might still change its score. That
+# is the practical argument for the exact probe: it has no learning rate and no number of epochs to get wrong. The argument
+# for the recipe is that its crops show each labelled film in many versions, which exactness cannot replace, and that
+# its numbers are the ones in the paper's table. To settle it, run both on the same films, over several draws.
 
 # %% [markdown]
 # ## 10. Look at the errors
 #
 # A number is an average over films, so look at some. Below: RSNA films *without* pneumonia that the probe (10 % of the labels)
 # ranks highest, and films *with* pneumonia that it ranks lowest. RSNA says more about each film than the label we used: those
-# without pneumonia are either normal or "not normal" in some other way.
+# without pneumonia are either normal or "not normal" in some other way. On the phantoms, a tube or a wire is enough
+# for "not normal".
 #
 # **Before you look**: what should a false alarm show, if the probe has learned *something dense in the lung* rather
 # than pneumonia?
@@ -608,9 +633,14 @@ for name, rows in (("all films without pneumonia", negatives), ("the highest-ran
     print(f"{name:34s} share with another finding {wilson_interval((kind[rows] == kinds[1]).sum(), len(rows))}")
 
 # %% [markdown]
-# A second share well above the first would mean that false alarms are not random: that the probe mistakes *other disease* for
-# pneumonia more readily than health. That is a mild kind of error, and one that the AUROC counts like any other. Read the intervals
-# first, though: two dozen films say little.
+# Read the intervals first: two dozen films say little, unless the two intervals lie apart. If the second share is clearly above
+# the first, false alarms are not random: the probe mistakes *other findings* for pneumonia more readily than
+# health. If those are other diseases, that is a mild kind of error, though the AUROC counts it like any other.
+#
+# Look at the pictures once more before you call it mild. Do the false alarms show tubes, electrodes or a pacemaker, and the
+# missed films none? Sick patients carry more of them, so a probe may rank high what goes *with* disease rather than disease: a
+# shortcut, like the hospital in section 8. Eight chosen films cannot prove it; a count over all test films could.
+#
 # The missed films deserve the longer look: small, faint, or hidden behind heart and diaphragm? On the films, the patient's left
 # is on your right.
 
@@ -624,8 +654,8 @@ for name, rows in (("all films without pneumonia", negatives), ("the highest-ran
 # alignment terms are each needed: that takes ablations with several pretraining seeds. That a probe is the best use of
 # the encoder: fine-tuning usually beats it once labels are many.
 #
-# **Where it breaks.** At 1 % of a small dataset the score is mostly luck of the draw; the test split of RSNA here is small. A
-# macro average hides a class that got worse. And features that know the hospital will cheat for you whenever labels and
+# **Where it breaks.** At 1 % of a small dataset the score is mostly luck of the draw; the test split of RSNA here is small. An
+# average can hide a class that got worse. And features that know the hospital will cheat for you whenever labels and
 # hospitals go together.
 
 # %% [markdown]
@@ -661,9 +691,9 @@ assert not np.allclose(warm_features[2].values, features["rsna", "random"][2].va
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Loop over `torch.utils.data.DataLoader(films, batch_size=64, shuffle=True)` once instead of using one batch. The probe standardises
-# features anyway, so what changes is not their scale but which ReLUs are open. Report the fairer of the two as
-# the baseline, whichever way it comes out.
+# Loop over `torch.utils.data.DataLoader(films, batch_size=64, shuffle=True)` once instead of using one batch. The probe
+# standardises features anyway, so what changes is not their scale but which ReLUs are open. Report the fairer of the two as
+# the baseline, whichever way it comes out; a difference far smaller than the intervals of section 7 is none.
 # </details>
 #
 # **3. Research.** How many labels is pretraining worth? Find the share of labels at which *random* reaches what
@@ -683,7 +713,9 @@ print(
 # <details><summary>Hint</summary>
 #
 # Probe *random* at ten shares between 0.01 and 1 on a logarithmic scale with `linear_probe`, draw it with `figures.curves(...,
-# log_x=True)`, and interpolate. The interval: repeat for every seed, and take `t_interval` of the logarithms.
+# log_x=True)`, and interpolate. The interval: repeat for every seed, and take `t_interval` of the logarithms. If the curve of
+# *random* ends below the goal, there is nothing to interpolate: say "more labels than there are". Then ask the same of
+# *thumbnail*.
 # </details>
 
 # %%
