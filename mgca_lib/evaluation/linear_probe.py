@@ -182,7 +182,7 @@ def probe_gain(
     """Gain of one encoder over another, paired: same labelled images, same test images.
 
     A paired interval asks whether one is better; two overlapping intervals of their own do not answer that,
-    since luck in the draw of labels moves both encoders alike.
+    since luck in the draw of labels may move both encoders alike.
 
     Args:
         result: Probes of the encoder in question.
