@@ -142,8 +142,9 @@ run.show(figure, "ceiling", "The hit rate that no map over the patches can excee
 
 # %% [markdown]
 # So explanation A is part of the answer for small findings, and no excuse: on this very grid, maps could still hit many
-# times more often than chance. Remember the curve when you read "eight times chance" in section 10; for a finding that
-# covers a tenth of the film, that is four hits in five.
+# times more often than chance. A curve may dip on its way up: a finer grid has more places to point at, but other ones.
+# Remember the curve when you read "eight times chance" in section 10; for a finding that covers a tenth of the film, that is
+# four hits in five.
 #
 # ### Where a patch lies
 #
@@ -334,7 +335,8 @@ for finding in enough:
 
 # %% [markdown]
 # The column `cta` is the one to look at first: new heads, same effort, published loss. Then its neighbours, where
-# nothing but the loss has changed. Where they rise and `cta` does not, the encoders knew and were not asked: C.
+# nothing but the loss has changed. Where they rise and `cta` does not, the encoders knew and were not asked: C. Where the
+# interval of every column holds chance, as for pneumothorax here, this table cannot tell B from C; section 7 will.
 #
 # A high hit rate may still mean little. For a large heart in the middle of the chest, *always look at the heart* is a
 # good strategy. The **control** of notebook 04 tells: how often the same brightest pixel hits the masks of *other*
@@ -350,7 +352,7 @@ control.round(3)
 
 # %% [markdown]
 # Large ratios belong to findings that can be anywhere, such as a nodule. A ratio near 1 says that the map knows the
-# disease's usual address and little about this patient.
+# disease's usual address and little about this patient. A ratio of 0 says only that nothing was hit.
 #
 # And the drawing? The same maps once more, each number in the middle of its tile. Nothing about the model changes.
 
@@ -370,13 +372,13 @@ pd.DataFrame(lines)
 # %% [markdown]
 # A map that knows nothing should not mind where it is drawn, and one that knows should gain. Does it? Hold the difference against the
 # intervals before you say so. The move is the same for all findings, and some of them are seen by an edge (section 10), so single
-# findings may go either way, and on tiles of this size the whole may be worth next to nothing. Sections 6 and 10 come back to it with
-# smaller tiles and longer training. Whoever compares maps of a CNN with masks should ask the gradient first all the same: one
-# cannot know beforehand.
+# findings may go either way, and on tiles of this size the whole may be worth next to nothing. Section 6 comes back to it with
+# smaller tiles. Whoever compares maps of a CNN with masks should ask the gradient first all the same: one cannot know beforehand.
 #
 # ## 6. What a patch has seen
 #
-# Words point now, and still far below the ceiling. None of the three explanations is left, so there must be a fourth.
+# Words point at most findings now, and still far below the ceiling. The ceiling is not what stops them, and the loss has been
+# changed. Before we say that the encoders know no more, here is a fourth explanation.
 #
 # The patch of a CNN has passed through many convolutions, and each of them mixed in the neighbours. Section 2 asked where
 # the middle lies of what it sees; how far does it reach? The same gradient tells. **Before you run the next cell**: how large
@@ -467,8 +469,10 @@ pd.DataFrame(lines)
 # %% [markdown]
 # Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way, or the grid was: finer
 # patches also raise the ceiling (section 10 takes it out). Where it points less often, the finer stage did not know enough. The
-# published loss should be moved by neither. Look at the intervals, too: most pairs overlap. The last table draws the finer
-# maps on their tiles once more: the shift is about as many pixels as before, but of a tile half as wide.
+# published loss should be moved by neither. Look at the intervals, too: most pairs overlap, and contrast over films goes either
+# way, so for these heads neither reading wins. Only the large heart, which needs no fine patches, clearly loses by them. The last
+# table draws the finer maps on their tiles once more: the shift is fewer pixels than before, but more of a tile half as wide. For
+# these heads the drawing decides no more than it did in section 5.
 #
 # ### Look at it
 #
@@ -559,6 +563,12 @@ pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in besi
 # not been read. Where they stay near the words, the place itself is what nobody said. And where *labels* or words are ahead of
 # *told*, masks were no help: *told* is a yardstick and not a ceiling. It learns patch by patch, and of a finding that fills a hundredth of
 # a film nearly every patch says "nothing".
+#
+# Hold all of this against the intervals. Between the strides, those of *told* overlap for each of the four findings, so that what
+# the finer stage adds cannot be told here. Over all findings, both teachers are above the words at either stride: the patches
+# know more than the words bring out. Pneumothorax is the clearest case: words stay at chance, and heads that were told labels
+# alone point several times as often. So the answer that section 5 could not give is not B, at least not for all of it. *Labels*
+# are no ceiling for words either: look for the finding in the table at which they fall behind them.
 #
 # ## 8. What a word has read
 #
@@ -654,11 +664,11 @@ for encoders, found in remains.items():
 pd.DataFrame(lines).sort_index(axis=1, level=0, sort_remaining=False)
 
 # %% [markdown]
-# Compare the two columns under *report*. Where the trained one is lower, training made the report encoder forget what is written in
-# front of it; look under *film* for the reason. What the film's vector does not show, the report's vector cannot be matched
-# with, and there it is only in the way. So the two sides may wait for each other: words drop a finding that patches do not show, and
-# patches have nobody left to learn it from. That would spare what is easy to see and lose what is fine before the film's side has had
-# the time to find it.
+# Compare the two columns under *report*. Where the trained one is lower by more than the intervals, training made the report
+# encoder forget what is written in front of it; look under *film* for a possible reason. What the film's vector does not show,
+# the report's vector cannot be matched with, and there it is only in the way. So the two sides may wait for each other: words
+# drop a finding that patches do not show, and patches have nobody left to learn it from. That would spare what is easy to see and
+# lose what is fine before the film's side has had the time to find it.
 #
 # If so, one more change should help: let the report encoder learn to read first, and then move slowly (`text_rate_factor`), so
 # that it still names the finding when patches begin to see it. That takes time to show, so look for it among the long runs of
@@ -668,8 +678,12 @@ pd.DataFrame(lines).sort_index(axis=1, level=0, sort_remaining=False)
 #
 # Frozen encoders show what a loss asks. Whoever wants to *use* the change trains with it from the start, and wants to
 # know two things: do words point, and does the linear probe suffer? The grid of notebook 14 trained `all` (with the published
-# token loss), `cta_grounded` and `gloria` with the same seeds and a third of the epochs of notebook 06, so do not compare with
-# section 5.
+# token loss), `cta_grounded` and `gloria` with the same seeds and a third of the epochs of notebook 06.
+#
+# **Other data than above.** The runs that come with the project (`notebooks/grid/demo.csv` and `switches.csv`) were trained and
+# tested on an *earlier version of the phantoms*: other films, other masks, and so another chance level. A cell below prints
+# whether that is so for the files you have. They were also scored with maps drawn on tiles, before it was known where patches
+# look. Compare them with each other and with the chance in their own figure, and not with sections 5 to 8.
 
 # %%
 by_loss = ("all", "cta_grounded", "gloria")
@@ -679,8 +693,20 @@ by_input = (
     "cta_grounded-stride-8-window",
     "cta_grounded-stride-8-window-mlm",
 )
+own_data = run.studies("mimic_cxr").card.table_sha256
+
+
+def say_data(kind):
+    here = set(committed_cells(run.root, kind)["data"]) == {own_data}
+    print(f"{kind}: committed cells trained on", "the data that lie here" if here else "other phantoms than those here")
+
+
+say_data("grid")
 grid = load_grid(run.root, run.profile, GRID_DIR)
 grid = grid[grid["variant"].isin(by_loss)]
+
+
+# %%
 metrics = {finding: f"grounding/{finding}/pointing" for finding in ("all", *shown)}
 
 
@@ -718,8 +744,7 @@ run.show(
 
 # %%
 switches = load_grid(run.root, run.profile, GRID_DIR, kind="switches")
-here = set(committed_cells(run.root, "switches")["data"]) == {run.studies("mimic_cxr").card.table_sha256}
-print("committed switches were trained on", "the data that lie here" if here else "other phantoms than those here")
+say_data("switches")
 run.show(
     from_start(switches, by_input, "switches"),
     "grid_inputs",
@@ -783,7 +808,7 @@ by_steps(switches, steps, yardsticks | {finding: metrics[finding] for finding in
 #
 # This course set itself a target before any of this was measured: pointing at least eight times chance on four findings.
 # Here is what became of it with the heads of sections 5 and 6, beside what any map over these patches could reach and what
-# the better of the two mask-told heads of section 7 reached.
+# the better of the two mask-told heads of section 7 reached. All of it is of this run and of the phantoms that lie here.
 
 # %%
 rows, pairwise = [], [name for name in ("cta_grounded", "gloria", "cta_grounded-stride-8") if name in summary]
@@ -814,14 +839,16 @@ target.round(3)
 # (`notebooks/grid/long.csv`), three seeds each, in bf16 on AMD EPYCs of two generations: `all`, with the published loss and the coarse patches, as
 # their partner; the new loss with finer patches, words that read little and masked words first (`mlm`); and on top of that a report
 # encoder that then moves at a fifth of the rate (`slow`) or at a twentieth (`slower`). These two rates were chosen in short runs of
-# seed 42 by the same test phrases, so that seed flatters them. **Guess**: which findings reach the target, and for which does the
-# drawing decide?
+# seed 42 by the same test phrases, so that seed flatters them.
+#
+# These runs, too, are of the *earlier phantoms* (the next cell prints it), but their maps are drawn where patches look. Their
+# multiples are of the chance of *their* test films, which is not the chance of the table above, so read each table by itself:
+# what lies between the two is not what longer training is worth. **Guess**: which findings reach the target?
 
 # %%
 long = load_grid(run.root, run.profile, kind="long")
-here = set(committed_cells(run.root, "long")["data"]) == {run.studies("mimic_cxr").card.table_sha256}
-print("long runs were trained on", "the data that lie here" if here else "other phantoms than those here")
-long_chance = long[long["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
+say_data("long")
+long_chance = long[long["metric"].str.endswith("chance")].groupby("metric")["value"].first()
 rows, times_chance = {}, {}
 for finding in shown:
     blind, metric = long_chance[f"grounding/{finding}/chance"], f"grounding/{finding}/pointing"
@@ -854,10 +881,11 @@ for label, metric in (yardsticks | reading_off).items():
 pd.DataFrame({variant: lines[variant] for variant in long_variants}).rename_axis("long runs")
 
 # %% [markdown]
-# Intervals over seeds say how much the next run may differ. The last two rows are the AUROC of section 8. If training takes away what a
-# slow report encoder keeps, they should form a chain: the slower it moves, the more its reports still say; the more they say, the more
-# the films learn; and the more the films show, the more often words point. **Guess** where the chain breaks, then run the next cell, in
-# which the same seeds are compared in pairs.
+# Intervals over seeds say how much the next run may differ. The last two rows are the AUROC of section 8, on the earlier
+# phantoms, so compare them along their row and not with that section. If training takes away what a slow report encoder keeps,
+# they should form a chain: the slower it moves, the more its reports still say; the more they say, the more the films learn; and
+# the more the films show, the more often words point. **Guess** where the chain breaks, then run the next cell, in which the same
+# seeds are compared in pairs.
 
 # %%
 long_steps = {
@@ -873,11 +901,13 @@ by_steps(long, long_steps, yardsticks | {finding: metrics[finding] for finding i
 #
 # ### Beside the mark
 #
-# The game is strict: a pixel inside the mask, or nothing. But some findings are *seen* by their edge. The air of a pneumothorax is
-# dark and empty; what a reader looks for is the fine line where the collapsed lung ends, and the mask, which marks the air, begins
-# behind it. Zhang et al., who invented the game, let a maximum lie up to 15 pixels beside the object, on photographs of about 500.
-# The same share of our films is three pixels. A tolerance makes it easier for everybody, so chance has to be counted with it, too,
-# and so has the habit of looking where a finding usually is. **Guess**: for which finding will three pixels change the most?
+# The game is strict: a pixel inside the mask, or nothing. But some findings are *seen* by their edge. The air of a pneumothorax
+# is dark and empty; what a reader looks for is the fine line where the collapsed lung ends, and the mask, which marks the air,
+# begins behind it. Zhang et al., who invented the game, let a maximum lie up to 15 pixels beside the object, on photographs of
+# about 500. The same share of our films is three pixels. A tolerance makes it easier for everybody, so chance has to be counted
+# with it, too, and so has the habit of looking where a finding usually is. The next table has two kinds of rows: first heads of
+# this run, on the phantoms that lie here, then, marked *long*, the runs on the earlier ones. **Guess**: for which finding will
+# three pixels change the most?
 
 # %%
 rows = {}
@@ -905,20 +935,21 @@ for finding in shown:
             "inside": f"{strict.mean:.3f}",
             "chance": f"{long_chance[f'grounding/{finding}/chance']:.3f}",
             "near": str(near),
-            "chance of near": f"{first[finding].near_chance:.3f}",
+            "chance of near": f"{long_chance[f'{key}/near_chance']:.3f}",
             "near those of others": f"{habit.mean:.3f}" if habit else "",
         }
 pd.DataFrame(rows).T
 
 # %% [markdown]
 # Compare *near* with the two columns on its right, never with *inside*. What is near clearly more often than either, interval
-# included, has found the finding of this film, if not its middle.
+# included, has found the finding of this film, if not its middle. Do not compare rows of the two kinds with each other: those
+# marked *long* may be of other phantoms, with chances of their own.
 #
 # ### A fairer scale
 #
-# A target in multiples of chance is a poor one, and that is a lesson of its own. It is easy for small findings, and
-# impossible for those that cover more than an eighth of the film: nothing hits more often than always. Put the hit rate
-# between its chance and its ceiling instead, and findings can be compared.
+# A target in multiples of chance is a poor one, and that is a lesson of its own. It is easy for small findings, and impossible
+# for those that cover more than an eighth of the film: nothing hits more often than always. Put the hit rate between its chance
+# and its ceiling instead, and findings can be compared. Here it is for heads of this run; below 0 is below chance.
 
 # %%
 between = {
@@ -969,7 +1000,8 @@ pd.DataFrame(line)
 # brightest pixel lies in the boxes of other patients with the label. Opacities lie in lungs, so a map that knows no more
 # than where lungs are is above chance on patients, too. (*CNR* is how much brighter the map is inside the box than outside, in units
 # of its noise; a blind map has 0.) Only what exceeds both is about *this* patient. Few boxes, most of
-# them of one label, give wide intervals; and nothing in this course has ever shown the encoders a patient.
+# them of one label, give wide intervals; and nothing in this course has ever shown the encoders a patient. Where one of several
+# heads exceeds both, it was the best of several looks, with one seed: a reason to look again, not yet a result.
 #
 # ## 12. A failure, looked at
 #
@@ -1004,8 +1036,9 @@ run.show(
 print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 
 # %% [markdown]
-# Look at what the map prefers instead. Often it is *another* finding of the same film, or the other lung: the contrast
-# asks which film belongs to the report, and every cue that tells films apart will do, whichever word it belongs to.
+# Look at what the map prefers instead. Is it *another* finding of the same film, the other lung, or a place where you see
+# nothing? One picture does not settle it, but the loss allows all three: the contrast asks which film belongs to the report, and
+# every cue that tells films apart will do, whichever word it belongs to.
 # Contrast over films makes words look; it does not promise that they look at their own finding.
 #
 # ## 13. What we showed, and what not
@@ -1015,7 +1048,8 @@ print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 # frozen encoders, data and steps, new heads trained with the published loss against new heads trained with contrast over films.
 # How much of the film a patch has seen, and what patches that saw less are worth. What the same patches yield to heads that are
 # given labels or masks. How much of the report a word has read, and what words are worth that read little, or that have read
-# before. What training takes away from the report's vector. Models trained from scratch, over seeds, with their probes.
+# before. What training takes away from the report's vector. Models trained from scratch on an earlier version of the phantoms,
+# over seeds, with their probes.
 #
 # **Not shown.** That words of real reports behave like this: phantom reports have a small vocabulary, and every finding
 # that is mentioned can be seen. That pointing is understanding: a map may be right for the wrong reason. That a told head is
