@@ -25,7 +25,7 @@ LAYOUTS = {layout.NAME: layout for layout in (mimic_cxr, chexpert, rsna, covidx,
 PROFILES: dict[str, dict[str, dict[str, int]]] = {
     "smoke": {
         "mimic_cxr": {"train": 64, "validate": 12, "test": 20},
-        "chexpert": {"train": 64, "valid": 32},
+        "chexpert": {"train": 72, "valid": 36},
         "rsna": {"train": 64},
         "covidx": {"train": 45, "test": 19},
         "siim": {"train": 40},
