@@ -456,22 +456,23 @@ everywhere = {
     for item in probes[name, label, "mgca"].per_class
 }
 ranked = pd.Series(everywhere).dropna().sort_values()
-print("where pretraining helped least:")
-print(ranked.head(3).round(3).to_string())
-print("and where most:")
-print(ranked.tail(3).round(3).to_string())
+recalls = ranked.index.get_level_values(0) == "covidx"  # of single classes; all others are AUROCs
+for what, own in (("AUROC", ranked[~recalls]), ("recall", ranked[recalls])):
+    print(f"{what}, where pretraining helped least:")
+    print(own.head(3).round(3).to_string())
+    print("and where most:")
+    print(own.tail(3).round(3).to_string(), "\n")
 
 # %% [markdown]
 # Hold the figure against your guess, and trust only wide gaps in it: the lines are means without intervals, and they may
 # swap places from one share to the next.
 #
-# **The failure case.** Look at the first rows of the ranking. Where the number is near zero or negative, an encoder that
-# has read thousands of reports did no better on that class than one that has never seen a film. Ask first which dataset the
-# row is from.
+# **The failure case.** Look at the first rows of both rankings. Where the number is near zero or negative, an encoder that
+# has read thousands of reports did no better on that class than one that has never seen a film.
 #
 # For COVIDx the rows are recalls of single classes, which move further than an AUROC does, and up as easily as down. There a
 # drop can be a mere trade: a probe that answers "COVID-19" to nearly everything has a high recall in it and knows nothing; a
-# better one says it less often, loses recall there and wins it elsewhere. A class at the bottom of the ranking and another
+# better one says it less often, loses recall there and wins it elsewhere. A class at the bottom of their ranking and another
 # at its top, at the same share of labels, are the mark of such a trade. The accuracy above says whether it paid.
 #
 # For CheXpert and RSNA the rows are AUROCs, and three reasons are usual. The class is so rare that the score is mostly

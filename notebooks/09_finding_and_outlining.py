@@ -147,7 +147,11 @@ row = int(np.argmax([len(one) > 0 for one in train.boxes]))
 image, true_boxes = train[row]
 strides = trunk_strides(pretrained, DETECTION_STRIDES)
 grids = figures.stride_grids(to_display(image), strides, boxes=true_boxes.numpy())
-run.show(grids, "strides", "One film and the cells of its feature maps: at the largest stride a box is a few cells.")
+run.show(
+    grids,
+    "strides",
+    "One film and the cells of its feature maps: at the largest stride a box is a few cells, or a part of one.",
+)
 
 # %% [markdown]
 # **Predict.** Small foreign objects, a few pixels wide: which of these maps can place them?
@@ -179,7 +183,7 @@ likeness = figures.word_heat_maps(
     quoted=False,
 )
 run.show(
-    likeness, "likeness", "Cells that resemble the middle of the box, on each feature map of the pretrained trunk."
+    likeness, "likeness", "Cells that resemble the middle of the film's first box, on each map of the pretrained trunk."
 )
 
 # %% [markdown]
