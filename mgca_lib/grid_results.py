@@ -74,7 +74,8 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
 
     Own cells come first. At ``demo``, committed cells fill in variants and seeds that you did not run. Numbers of two
     profiles do not belong into one table, so at another profile own cells are shown alone, once they are enough to
-    compare: every variant of :data:`COMPARED` with two seeds; until then the committed ones.
+    compare: every variant of :data:`COMPARED` that has its place in the table with two seeds; until then the committed
+    ones.
 
     Args:
         root: The project's folder.
@@ -97,7 +98,7 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
     committed = read_committed(root, kind)
     if profile != "demo":
         seeds = own.groupby("variant")["seed"].nunique()
-        wanted = [name for name in VARIANTS if _belongs(name, kind)] if kind == "switches" else COMPARED
+        wanted = [name for name in COMPARED if _belongs(name, kind)]
         return own if all(seeds.get(name, 0) > 1 for name in wanted) else committed
     known = set(own[_CELL].itertuples(index=False, name=None))
     rest = committed[[cell not in known for cell in committed[_CELL].itertuples(index=False, name=None)]]
