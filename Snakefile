@@ -37,7 +37,7 @@ NEEDS = {
 READ_GRID = {
     "11_prototype_sweep": ["switches"],
     "12_upstream_quirks": ["switches"],
-    "14_ablation": ["demo"],
+    "14_ablation": ["terms"],
     "15_grounding": ["demo", "switches", "long"],
 }
 # These take all cores, except at smoke, where starting up is most of the work and goes side by side.

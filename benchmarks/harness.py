@@ -262,15 +262,20 @@ def verdict(ratio: float, target: float, at_most: bool) -> str:
 
 
 def results_table(folder: Path) -> str:
-    """Return the results of a folder and its subfolders, one for each further computer, as a table in Markdown."""
-    rows = ["| Claim | Ratio | Target | Measured on |", "|---|---:|---|---|"]
+    """Return the results of a folder and its subfolders, one for each further computer, as a table in Markdown.
+
+    One row a claim, with what every computer measured.
+    """
+    measured: dict[tuple[str, str], list[str]] = {}
     for path in sorted(folder.rglob("*.json"), key=lambda path: (path.stem, path.parent)):
         result = json.loads(path.read_text(encoding="utf-8"))
         machine = result["hardware"]
         threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['processor']}"
-        target = verdict(result["ratio"], result["target"], result["at_most"])
-        rows.append(f"| {result['claim']} | {result['ratio']:g} | {target} | {machine['gpu'] or threads} |")
-    return "\n".join(rows)
+        target, outcome = verdict(result["ratio"], result["target"], result["at_most"]).split("; ")
+        cell = f"**{result['ratio']:g}** on {machine['gpu'] or threads}: {outcome}"
+        measured.setdefault((result["claim"], target), []).append(cell)
+    rows = [f"| {claim} | {target} | {'<br>'.join(cells)} |" for (claim, target), cells in measured.items()]
+    return "\n".join(["| Claim | Target | Measured |", "|---|---|---|", *rows])
 
 
 def _time(call: Callable[[], object], device: torch.device | None) -> tuple[float, float]:

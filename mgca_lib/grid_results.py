@@ -5,10 +5,11 @@ A whole grid takes more than an hour, so ``make course`` does not train it: its 
 cells then take the place of the committed ones. The same seed gives every variant the same data in the same order, so
 variants are compared by differences within a seed.
 
-There are three committed tables, and no numbers are compared across them, since each may have been trained on another
-computer: ``"grid"``, the terms and token losses that notebooks 14 and 15 compare; ``"switches"``, further settings of
-some of them, for notebooks 11, 12 and 15, with those some trained beside them; and ``"long"``, with three times as many
-epochs, whose cells live in ``outputs/PROFILE/long``. Cells of one table share their number of epochs and their data.
+There are four committed tables, and no numbers are compared across them, since each may have been trained on another
+computer: ``"terms"``, the paper's table 4, for notebook 14; ``"grid"``, the token losses that notebook 15 compares;
+``"switches"``, further settings of some of them, for notebooks 11, 12 and 15; and ``"long"``, with three times as many
+epochs, whose cells live in ``outputs/PROFILE/long``. What a variant is held against stands in its table, trained beside
+it. Cells of one table share their number of epochs and their data.
 """
 
 import json
@@ -23,24 +24,28 @@ from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metric
 from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
-Kind = Literal["grid", "switches", "long"]
+Kind = Literal["terms", "grid", "switches", "long"]
 
 COMMITTED = MappingProxyType(
     {
+        "terms": Path("notebooks", "grid", "terms.csv"),
         "grid": Path("notebooks", "grid", "demo.csv"),
         "switches": Path("notebooks", "grid", "switches.csv"),
         "long": Path("notebooks", "grid", "long.csv"),
     }
 )
 """The tables that come with the project, by kind; how their cells came about is in the ``.json`` beside each."""
-OWN = MappingProxyType({"grid": "grid", "switches": "grid", "long": "long"})
+OWN = MappingProxyType({"terms": "grid", "grid": "grid", "switches": "grid", "long": "long"})
 """Where cells of your own are, below ``outputs/PROFILE``."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
 """What notebooks 14 and 15 compare, and ``make grid`` trains unless told otherwise."""
 _CELL = ["variant", "seed"]
-_PARTNERS = ("all", "ita+cta", "cta_grounded")  # what switches are held against
-_SWITCHED = ("patches", "words", "prototypes", "quirks")
+_GROUPS = MappingProxyType(
+    {"terms": ("ablation",), "grid": ("grounding",), "switches": ("patches", "words", "prototypes", "quirks")}
+)
+# What the variants of a table are held against, and so has a place in it, too. The terms have theirs among them.
+_PARTNERS = MappingProxyType({"terms": (), "grid": ("all",), "switches": ("all", "ita+cta", "cta_grounded")})
 
 
 class GridError(ValueError):
@@ -81,7 +86,7 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
         root: The project's folder.
         profile: Whose own cells to read.
         folder: Folder of own cells; empty: that of :data:`OWN` in the project.
-        kind: ``"grid"``, ``"switches"``, or ``"long"`` for the cells with all epochs.
+        kind: ``"terms"``, ``"grid"``, ``"switches"``, or ``"long"`` for the cells with all epochs.
 
     Returns:
         As :func:`grid_table`; ``source`` is ``"own"`` or ``"committed"``.
@@ -110,7 +115,7 @@ def read_committed(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
 
     Args:
         root: The project's folder.
-        kind: ``"grid"``, ``"switches"`` or ``"long"``.
+        kind: ``"terms"``, ``"grid"``, ``"switches"`` or ``"long"``.
 
     Raises:
         GridError: the file is missing or damaged.
@@ -135,7 +140,7 @@ def committed_cells(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
 
     Args:
         root: The project's folder.
-        kind: ``"grid"``, ``"switches"`` or ``"long"``.
+        kind: ``"terms"``, ``"grid"``, ``"switches"`` or ``"long"``.
 
     Returns:
         One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores``, ``precision``
@@ -170,7 +175,7 @@ def trained_elsewhere(root: str | Path, baseline: str, kind: Kind = "grid") -> t
     Args:
         root: The project's folder.
         baseline: The variant that the others are held against.
-        kind: ``"grid"``, ``"switches"`` or ``"long"``.
+        kind: ``"terms"``, ``"grid"``, ``"switches"`` or ``"long"``.
     """
     cells = committed_cells(root, kind)
     home = set(cells.loc[cells["variant"] == baseline, "processor"])
@@ -210,7 +215,7 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
 
     Args:
         root: The project's folder.
-        kind: ``"grid"``, ``"switches"`` or ``"long"``.
+        kind: ``"terms"``, ``"grid"``, ``"switches"`` or ``"long"``.
 
     Returns:
         Whether the committed files changed.
@@ -222,8 +227,8 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
     root = Path(root)
     folder, target = root / "outputs" / "demo" / OWN[kind], root / COMMITTED[kind]
     cells = [path for path in sorted(folder.glob(f"*/seed-*/{METRICS_FILE}")) if _belongs(_cell_of(path)[0], kind)]
-    if kind == "switches" and all(_cell_of(path)[0] in _PARTNERS for path in cells):
-        cells = []  # without any switch beside them, partners say nothing about switches
+    if kind != "long" and all(_cell_of(path)[0] in _PARTNERS[kind] for path in cells):
+        cells = []  # partners alone have nothing to be held against
     if not cells:
         return False
     for path in cells:
@@ -318,9 +323,10 @@ def _same_data(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _belongs(variant: str, kind: Kind) -> bool:
-    """Whether a variant has its place in a table: partners in all, switches in theirs, any that was trained in long."""
-    switch = variant in VARIANTS and VARIANTS[variant].group in _SWITCHED
-    return variant in _PARTNERS or kind == "long" or switch == (kind == "switches")
+    """Whether a variant has its place in a table: by its group, as a partner, or, among long runs, always."""
+    if kind == "long":
+        return True
+    return variant in _PARTNERS[kind] or (variant in VARIANTS and VARIANTS[variant].group in _GROUPS[kind])
 
 
 def _cell_of(path: Path) -> tuple[str, str]:

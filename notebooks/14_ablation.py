@@ -108,7 +108,7 @@ assert abs(paired.low - (0.05 / 3 - 4.303 * 0.005774 / math.sqrt(3))) < 1e-4, "m
 
 # %%
 order = ["ita", "ita+cta", "ita+cpa", "all"]
-grid = load_grid(run.root, run.profile, GRID_DIR)
+grid = load_grid(run.root, run.profile, GRID_DIR, kind="terms")
 grid = grid[grid["variant"].isin(order)]
 written = {name: "ita+cta+cpa" if name == "all" else name for name in order}  # as in the paper
 seeds = grid.groupby(["variant", "source"])["seed"].agg(lambda own: ", ".join(map(str, sorted(set(own)))))
@@ -122,7 +122,7 @@ pd.DataFrame({"what it trains": {name: VARIANTS[name].changes for name in order}
 # the committed cells were trained on against that of the table which *you* made in notebook 01.
 
 # %%
-cells = committed_cells(run.root)
+cells = committed_cells(run.root, "terms")
 cells = cells[cells["variant"].isin(order)]
 precisions = sorted(set(cells["precision"]) - {""})
 own_hash = run.studies("mimic_cxr").card.table_sha256

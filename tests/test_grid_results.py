@@ -44,7 +44,7 @@ def write_committed(root, rows, kind="grid"):
 
 @pytest.fixture
 def project(tmp_path):
-    write_committed(tmp_path, [("all", 1, "auroc", 0.5, 0.4, 0.6, 3), ("ita", 1, "auroc", 0.6, None, None, None)])
+    write_committed(tmp_path, [("all", 1, "auroc", 0.5, 0.4, 0.6, 3), ("gloria", 1, "auroc", 0.6, None, None, None)])
     return tmp_path
 
 
@@ -73,7 +73,7 @@ def test_own_cells_take_the_place_of_committed_ones(project):
     write_cell(project, "all", 2, {"auroc": 0.7})
     table = load_grid(project, "demo")
     found = {(r.variant, r.seed): (r.value, r.source) for r in table.itertuples()}
-    assert found == {("all", 1): (0.9, "own"), ("all", 2): (0.7, "own"), ("ita", 1): (0.6, "committed")}
+    assert found == {("all", 1): (0.9, "own"), ("all", 2): (0.7, "own"), ("gloria", 1): (0.6, "committed")}
 
 
 def test_numbers_of_two_profiles_are_not_mixed(project):
@@ -89,7 +89,7 @@ def test_numbers_of_two_profiles_are_not_mixed(project):
 def test_another_folder_of_cells(project):
     write_cell(project / "elsewhere", "all", 1, {"auroc": 0.1})
     table = load_grid(project, "demo", "elsewhere/outputs/demo/grid")
-    assert dict(zip(table["variant"], table["value"], strict=True)) == {"all": 0.1, "ita": 0.6}
+    assert dict(zip(table["variant"], table["value"], strict=True)) == {"all": 0.1, "gloria": 0.6}
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ def test_a_committed_table_that_cannot_be_read(project, content, problem):
 
 def test_publishing_keeps_the_cells_of_others(project):
     assert not publish_grid(project)
-    write_cell(project, "all", 1, {"auroc": {"mean": 1 / 3, "low": 0.3, "high": 0.4, "n": 5}})
+    write_cell(project, "cta_grounded", 1, {"auroc": {"mean": 1 / 3, "low": 0.3, "high": 0.4, "n": 5}})
     assert publish_grid(project)
     assert not publish_grid(project)
     table = pd.read_csv(project / module.COMMITTED["grid"])
-    assert table["variant"].tolist() == ["all", "ita"]
-    assert table.loc[0, ["value", "low", "high", "n"]].tolist() == [0.333333, 0.3, 0.4, 5]
+    assert table["variant"].tolist() == ["all", "cta_grounded", "gloria"]
+    assert table.loc[1, ["value", "low", "high", "n"]].tolist() == [0.333333, 0.3, 0.4, 5]
     facts = json.loads((project / module.COMMITTED["grid"]).with_suffix(".json").read_text())
     assert facts == {
-        "all/seed-1": {
+        "cta_grounded/seed-1": {
             "commit": "c0",
             "data": OPEN,
             "hardware": {"cores": 2},
@@ -126,6 +126,18 @@ def test_publishing_keeps_the_cells_of_others(project):
             "versions": {"a": "1"},
         }
     }
+
+
+def test_every_variant_has_one_table_and_partners_several():
+    places = {
+        name: {kind for kind in ("terms", "grid", "switches") if module._belongs(name, kind)} for name in VARIANTS
+    }
+    assert places.pop("all") == {"terms", "grid", "switches"}
+    assert places.pop("ita+cta") == {"terms", "switches"}
+    assert places.pop("cta_grounded") == {"grid", "switches"}
+    assert {name for name, kinds in places.items() if kinds == {"terms"}} == {"ita", "ita+cpa"}
+    assert {name for name, kinds in places.items() if kinds == {"grid"}} == {"gloria"}
+    assert all(len(kinds) == 1 for kinds in places.values())
 
 
 def test_switches_have_a_table_of_their_own_with_the_partner_in_it(project):
@@ -140,7 +152,7 @@ def test_switches_have_a_table_of_their_own_with_the_partner_in_it(project):
         kind: dict(load_grid(project, "paper", "nowhere", kind=kind)[["variant", "value"]].itertuples(index=False))
         for kind in ("grid", "switches")
     }
-    assert found == {"grid": {"all": 0.9, "gloria": 0.7, "ita": 0.6}, "switches": {"all": 0.9, "queue": 0.8}}
+    assert found == {"grid": {"all": 0.9, "gloria": 0.7}, "switches": {"all": 0.9, "queue": 0.8}}
     own = load_grid(project, "demo", kind="switches")
     assert set(own["variant"]) == {"all", "queue"}
 
@@ -157,18 +169,18 @@ def test_switches_at_another_profile_are_shown_once_what_they_are_held_against_h
 def test_publishing_drops_cells_that_were_trained_on_other_data(project, capsys):
     for variant, value in (("all", 0.1), ("ita", 0.2), ("ita+cpa", 0.3)):
         write_cell(project, variant, 1, {"auroc": value})
-    assert publish_grid(project)
+    assert publish_grid(project, "terms")
     for variant in ("all", "ita", "ita+cpa"):
         shutil.rmtree(project / "outputs/demo/grid" / variant)
     other = {"mimic_cxr": {"sha256": "cd", "source": "phantom", "restricted": False}}
     write_cell(project, "all", 1, {"auroc": 0.9}, data=other)
-    assert publish_grid(project)
+    assert publish_grid(project, "terms")
     assert "left out from now on: ita+cpa/seed-1, ita/seed-1" in capsys.readouterr().out
     write_cell(project, "ita", 1, {"auroc": 0.5})
     with pytest.raises(GridError, match="trained on different data"):
-        publish_grid(project)
-    assert pd.read_csv(project / module.COMMITTED["grid"])["value"].tolist() == [0.9]
-    facts = json.loads((project / module.COMMITTED["grid"]).with_suffix(".json").read_text())
+        publish_grid(project, "terms")
+    assert pd.read_csv(project / module.COMMITTED["terms"])["value"].tolist() == [0.9]
+    facts = json.loads((project / module.COMMITTED["terms"]).with_suffix(".json").read_text())
     assert list(facts) == ["all/seed-1"]
 
 
@@ -211,8 +223,8 @@ def test_a_variant_with_one_seed_keeps_the_interval_of_its_run_if_asked():
 @pytest.mark.parametrize("data", [{}, {"mimic_cxr": {"restricted": True}}, {"a": {"restricted": False}, "b": {}}])
 def test_restricted_data_are_not_published(project, data):
     before = (project / module.COMMITTED["grid"]).read_bytes()
-    write_cell(project, "all", 1, {"auroc": 0.9}, data=data)
-    with pytest.raises(RestrictedDataError, match=r"all/seed-1/metrics.json: made from restricted or unnamed data"):
+    write_cell(project, "gloria", 1, {"auroc": 0.9}, data=data)
+    with pytest.raises(RestrictedDataError, match=r"gloria/seed-1/metrics.json: made from restricted or unnamed data"):
         publish_grid(project)
     assert (project / module.COMMITTED["grid"]).read_bytes() == before
 
@@ -283,17 +295,21 @@ def test_the_committed_switches_are_whole(repository):
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
 
 
-def test_the_committed_results_are_whole(repository):
-    """Every variant that the notebooks compare, three seeds each, of one data table and known variants."""
-    table = module.read_committed(repository)
-    facts = json.loads((repository / module.COMMITTED["grid"]).with_suffix(".json").read_text())
-    cells = {(row.variant, int(row.seed)) for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
-    assert {f"{variant}/seed-{seed}" for variant, seed in cells} == set(facts)
-    assert {variant for variant, _ in cells} <= set(VARIANTS)
-    wanted = {name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding")}
-    for variant in wanted:
-        assert {seed for name, seed in cells if name == variant} >= {42, 43, 44}, variant
+@pytest.mark.parametrize(
+    ("kind", "wanted", "seeds"),
+    [
+        ("terms", {"ita", "ita+cta", "ita+cpa", "all"}, {42, 43, 44, 45}),
+        ("grid", {"all", "cta_grounded", "gloria"}, {42, 43, 44}),
+    ],
+)
+def test_the_committed_results_are_whole(repository, kind, wanted, seeds):
+    """Every variant that the notebooks compare, with every seed, of one data table and one kind of processor."""
+    table = module.read_committed(repository, kind)
+    facts = json.loads((repository / module.COMMITTED[kind]).with_suffix(".json").read_text())
+    cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
+    assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in seeds}
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
+    assert module.trained_elsewhere(repository, "all", kind) == ()
     assert not [
         name for cell in facts.values() for name, card in cell["data"].items() if card["restricted"] is not False
     ]

@@ -12,6 +12,7 @@ from mgca_lib.config import PROFILES
 from mgca_lib.course.execute import ExecutionError, execute, free_cores, parse_value, remove_results
 from mgca_lib.course.pairing import PairError, check_pair, check_record, pair, publish, read_source
 from mgca_lib.course.parameters import ParameterError, check_notebook
+from mgca_lib.course.pictures import PictureError, publish_pictures
 from mgca_lib.course.summary import (
     METRICS_FILE,
     SEEDS_FILE,
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return _COMMANDS[options.command](options, project_root())
-    except (ExecutionError, PairError, ParameterError, RestrictedDataError) as error:
+    except (ExecutionError, PairError, ParameterError, PictureError, RestrictedDataError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -208,7 +209,14 @@ def _outputs(options: argparse.Namespace, root: Path) -> int:
         return 0
     changed = publish_seeds(root / "outputs" / "demo", root / "notebooks" / SEEDS_FILE)
     print(f"numbers over seeds: {'new' if changed else 'unchanged'}")
-    for kind, words in (("grid", "results of the grid"), ("switches", "its switches"), ("long", "its long runs")):
+    print(f"pictures of the pages: {', '.join(publish_pictures(root)) or 'unchanged'}")
+    tables = {
+        "terms": "terms of the grid",
+        "grid": "its token losses",
+        "switches": "its switches",
+        "long": "its long runs",
+    }
+    for kind, words in tables.items():
         try:
             print(f"{words}: {'new' if publish_grid(root, kind) else 'unchanged'}")
         except GridError as error:
