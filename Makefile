@@ -15,7 +15,7 @@ STAMP := .venv/installed
 .PHONY: help setup course seeds grid bench test test-all lint smoke lab pair outputs clean
 
 help: ## this list
-	@echo "Usage: make TARGET [PROFILE=smoke|demo|paper] [SEED=42] [CORES=2]"
+	@echo "Usage: make TARGET [PROFILE=smoke|demo|full_width|paper] [SEED=42] [CORES=2]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(STAMP) ## install everything into .venv

@@ -6,10 +6,10 @@ cells then take the place of the committed ones. The same seed gives every varia
 variants are compared by differences within a seed.
 
 There are four committed tables, and no numbers are compared across them, since each may have been trained on another
-computer: ``"terms"``, the paper's table 4, for notebook 14; ``"grid"``, the token losses that notebook 15 compares;
-``"switches"``, further settings of some of them, for notebooks 11, 12 and 15; and ``"long"``, with three times as many
-epochs, whose cells live in ``outputs/PROFILE/long``. What a variant is held against stands in its table, trained beside
-it. Cells of one table share their number of epochs and their data.
+computer: ``"terms"``, the paper's table 4 and another token term, for notebook 14; ``"grid"``, the token losses that
+notebook 15 compares; ``"switches"``, further settings of some of them, for notebooks 11, 12 and 15; and ``"long"``,
+with three times as many epochs, whose cells live in ``outputs/PROFILE/long``. What a variant is held against stands in
+its table, trained beside it. Cells of one table share their number of epochs and their data.
 """
 
 import json
@@ -44,8 +44,11 @@ _CELL = ["variant", "seed"]
 _GROUPS = MappingProxyType(
     {"terms": ("ablation",), "grid": ("grounding",), "switches": ("patches", "words", "prototypes", "quirks")}
 )
-# What the variants of a table are held against, and so has a place in it, too. The terms have theirs among them.
-_PARTNERS = MappingProxyType({"terms": (), "grid": ("all",), "switches": ("all", "ita+cta", "cta_grounded")})
+# Variants of other groups with a place in a table: what its own are held against, and, among the terms, the one that
+# would take the place of the token term.
+_PARTNERS = MappingProxyType(
+    {"terms": ("cta_grounded",), "grid": ("all",), "switches": ("all", "ita+cta", "cta_grounded")}
+)
 
 
 class GridError(ValueError):

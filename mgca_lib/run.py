@@ -84,7 +84,7 @@ class Run:
         if not folder.is_dir():
             raise RunError(
                 f"{_short(folder, self.root)}: no such prepared dataset; run notebook 01_data_preparation with "
-                f"PROFILE = {self.profile!r} first, or prepare your own data there (README, section Data)"
+                f"PROFILE = {self.profile!r} first, or prepare your own data there (README, section The data)"
             )
         studies = load_studies(folder)
         if studies.card.restricted and not _ignored_by_git(self.output_dir, self.root):

@@ -134,7 +134,7 @@ def test_every_variant_has_one_table_and_partners_several():
     }
     assert places.pop("all") == {"terms", "grid", "switches"}
     assert places.pop("ita+cta") == {"terms", "switches"}
-    assert places.pop("cta_grounded") == {"grid", "switches"}
+    assert places.pop("cta_grounded") == {"terms", "grid", "switches"}
     assert {name for name, kinds in places.items() if kinds == {"terms"}} == {"ita", "ita+cpa"}
     assert {name for name, kinds in places.items() if kinds == {"grid"}} == {"gloria"}
     assert all(len(kinds) == 1 for kinds in places.values())
@@ -298,7 +298,7 @@ def test_the_committed_switches_are_whole(repository):
 @pytest.mark.parametrize(
     ("kind", "wanted", "seeds"),
     [
-        ("terms", {"ita", "ita+cta", "ita+cpa", "all"}, {42, 43, 44, 45}),
+        ("terms", {"ita", "ita+cta", "ita+cpa", "all", "cta_grounded"}, {42, 43, 44}),
         ("grid", {"all", "cta_grounded", "gloria"}, {42, 43, 44}),
     ],
 )

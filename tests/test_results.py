@@ -106,10 +106,20 @@ def test_the_readme_quotes_ratios_of_the_benchmarks(repository):
 
 @pytest.mark.parametrize("page", [*PAGES, "slurm/README.md", "benchmarks/README.md", "CONTRIBUTING.md"])
 def test_links_of_a_page_lead_somewhere(repository, page):
-    text = (repository / page).read_text(encoding="utf-8")
-    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
-    missing = [target for target in targets if target and not ((repository / page).parent / target).exists()]
+    here = repository / page
+    links = re.findall(r"\]\(([^)]+)\)", here.read_text(encoding="utf-8"))
+    missing = []
+    for path, _, anchor in (link.partition("#") for link in links if "://" not in link):
+        target = here.parent / path if path else here
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(f"{path}#{anchor}")
     assert not missing
+
+
+def anchors(page):
+    """Headings as GitHub makes addresses of them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_pictures_of_the_pages_are_those_that_the_notebooks_show(repository):
