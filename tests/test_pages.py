@@ -1,4 +1,4 @@
-"""Numbers in prose are numbers of runs: what README and results quote is held against what was committed with them."""
+"""The pages in Markdown: their numbers and pictures are those of committed runs, their links and code work."""
 
 import base64
 import json
@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from helpers import tiny_config, tiny_studies, tiny_tokenizer
+from PIL import Image
 from scipy import stats
 
 from benchmarks import harness
+from mgca_lib.checkpoint import save_checkpoint
 from mgca_lib.course.pictures import IMAGES, PictureError, publish_pictures, shown_picture
 from mgca_lib.grid_results import COMMITTED, read_committed
+from mgca_lib.model import build_model
 
 NUMBER = r"([+-]?\d*\.?\d+)"
 QUOTED = re.compile(rf"{NUMBER}\s*\[{NUMBER},\s*{NUMBER}\]")
@@ -150,3 +155,25 @@ def test_a_picture_follows_its_notebook(tmp_path):
     (tmp_path / IMAGES / "06_loss.png").write_bytes(b"")
     with pytest.raises(PictureError, match=r"06_loss.png: no notebook 06 shows a figure 'loss'"):
         publish_pictures(tmp_path)
+
+
+def test_the_code_of_the_readme_runs(repository, tmp_path, monkeypatch, capsys):
+    """On a tiny untrained checkpoint: two cosines come out, and nothing else."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    studies = tiny_studies(tmp_path / "data")
+    tokenizer = tiny_tokenizer(studies)
+    model = build_model(tiny_config(), tokenizer, seed=0)
+    (folder,) = re.findall(r'load_checkpoint\("(.*?)"\)', text)
+    save_checkpoint(tmp_path / folder, model, tokenizer, provenance={})
+    Image.new("L", (300, 200), 90).save(tmp_path / "film.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    numbers = [float(part) for part in re.findall(r"-?\d\.\d+", capsys.readouterr().out)]
+    assert len(numbers) == 2
+    assert all(abs(number) <= 1 for number in numbers)
+    assert names["tokens"].local.shape[::2] == (1, 16)
+    assert torch.equal(names["features"], model.eval().image_encoder(names["film"]).pooled)
