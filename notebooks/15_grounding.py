@@ -677,13 +677,14 @@ pd.DataFrame(lines).sort_index(axis=1, level=0, sort_remaining=False)
 # ## 9. Trained from the start
 #
 # Frozen encoders show what a loss asks. Whoever wants to *use* the change trains with it from the start, and wants to
-# know two things: do words point, and does the linear probe suffer? The grid of notebook 14 trained `all` (with the published
-# token loss), `cta_grounded` and `gloria` with the same seeds and a third of the epochs of notebook 06.
+# know two things: do words point, and does the linear probe suffer? The grid trained `all` (with the published token loss),
+# `cta_grounded` and `gloria` with the same seeds and a third of the epochs of notebook 06.
 #
 # **Other data than above.** The runs that come with the project (`notebooks/grid/demo.csv` and `switches.csv`) were trained and
 # tested on an *earlier version of the phantoms*: other films, other masks, and so another chance level. A cell below prints
 # whether that is so for the files you have. They were also scored with maps drawn on tiles, before it was known where patches
-# look. Compare them with each other and with the chance in their own figure, and not with sections 5 to 8.
+# look. Compare them with each other and with the chance in their own figure, and not with sections 5 to 8. Section 6 of
+# [notebook 14](14_ablation.ipynb) shows `all` and `cta_grounded` once more, trained on the phantoms that lie here.
 
 # %%
 by_loss = ("all", "cta_grounded", "gloria")
