@@ -94,6 +94,9 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     if seed < 0:
         raise ConfigError(f"seed is {seed}: use a whole number from 0 on")
     out = Path(out)
+    if torch.cuda.is_available():
+        # Its backward pass may give NaN where a mask is passed, as reports do (pytorch issue 196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     AcceleratorState._reset_state()  # or a second run in this process could not have another precision
     accelerator = Accelerator(
         # Without this word, accelerate takes several processes without a GPU for as many lonely ones.

@@ -279,7 +279,10 @@ def training_precision(wanted: Precision) -> Literal["bf16", "fp32"]:
     """
     if wanted != "auto":
         return wanted
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_is_fast_in_bf16()
+    if torch.cuda.is_available():  # cards before Ampere emulate bf16
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = cpu_is_fast_in_bf16()
     return "bf16" if fast else "fp32"
 
 

@@ -159,14 +159,34 @@ def test_the_largest_batch_is_found(monkeypatch):
 
     def one_size(size, *_):
         tried.append(size)
+        if size > 500:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         if size > 300:
-            raise torch.cuda.OutOfMemoryError
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         return {"seconds of a step": float(size)}
 
     monkeypatch.setattr(step_gpu, "_one_size", one_size)
     options = harness.Options(quick=False, repeats=3, threads=1, clock="wall", out=Path())
     assert list(step_gpu._fitting(144, None, options, None)) == [18, 36, 72, 144, 288]
     assert tried == [18, 36, 72, 144, 288, 576, 432]
+
+
+def test_an_error_that_is_not_about_memory_is_not_taken_for_a_full_card(monkeypatch):
+    def one_size(*_):
+        raise RuntimeError("expected all tensors on one device")
+
+    monkeypatch.setattr(step_gpu, "_one_size", one_size)
+    with pytest.raises(RuntimeError, match="one device"):
+        step_gpu._try(18, None, None, None)
+
+
+def test_a_large_batch_repeats_the_pairs_of_a_smaller_one(monkeypatch):
+    monkeypatch.setattr(step_gpu, "PUBLISHED_BATCH", 3)
+    config, device = steps.paper_config(quick=True), torch.device("cpu")
+    batch, drawn = step_gpu._batch(7, config, device), step_gpu._batch(3, config, device)
+    assert (len(batch), len(drawn), batch.num_words) == (7, 3, drawn.num_words)
+    for name in ("images", "pieces", "piece_keep", "word_ids"):
+        assert torch.equal(getattr(batch, name), getattr(drawn, name)[[0, 1, 2, 0, 1, 2, 0]])
 
 
 def test_what_runs_on_a_gpu_runs_on_a_cpu_too(tmp_path):

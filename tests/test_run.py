@@ -17,7 +17,7 @@ from helpers import tiny_studies
 
 from mgca_lib.config import ConfigError
 from mgca_lib.data.studies import DatasetError
-from mgca_lib.run import RunError, find_root, git_commit, package_versions, progress, start_run
+from mgca_lib.run import RunError, find_root, git_commit, package_versions, progress, start_run, training_precision
 
 
 def git(folder, *words):
@@ -275,3 +275,10 @@ def test_progress_is_quiet_where_nobody_watches(monkeypatch, capsys):
     with progress(total=2, description="quiet") as bar:
         bar.update(1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_card_that_only_emulates_bf16_trains_in_fp32(monkeypatch, native, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert training_precision("auto") == precision
