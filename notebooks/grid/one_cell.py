@@ -20,7 +20,8 @@
 # from top to bottom.
 #
 # - **First read** [06 Pretraining](../06_pretraining.ipynb), for what is trained, and the notebooks that the sections name.
-# - **Time** `smoke` about 10 s, `demo` four to nine minutes on one CPU core, with patches of stride 8 ten to sixteen.
+# - **Time** `smoke` about 10 s, `demo` four to nine minutes on one CPU core with bf16, ten to fifteen without; with patches of stride 8
+#   twice as long.
 # - **Data** the phantom MIMIC-CXR, CheXpert and RSNA of notebook 01.
 # - **Departures from the other notebooks** a third of the epochs of notebook 06, so that many cells can be paid for, in
 #   smaller batches. Numbers of the grid are comparable with each other, and not with those of notebooks 06 to 10.
