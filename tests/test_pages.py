@@ -34,9 +34,9 @@ def printed_by_notebooks(root):
     for path in (root / "notebooks").rglob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", []):
-                kinds = [output.get("text", []), *output.get("data", {}).values()]
-                texts = ("".join(kind) for kind in kinds if isinstance(kind, str | list))
-                found |= {rounded(*parts) for text in texts for parts in PRINTED.findall(text)}
+                shown = output.get("data", {})
+                texts = [output.get("text", ""), shown.get("text/plain", ""), shown.get("text/html", "")]
+                found |= {rounded(*parts) for text in texts for parts in PRINTED.findall("".join(text))}
     return found
 
 
@@ -88,10 +88,9 @@ def test_every_interval_in_prose_is_one_of_a_committed_run(repository, committed
 
 
 def test_a_number_that_no_run_has_is_noticed(committed):
-    """The gate itself: one digit off is not found."""
-    (mean, low, high) = next(parts for parts in sorted(committed) if parts[0] > 0.1)
-    changed = [(round(mean + step, 3), low, high) for step in (0.001, 0.002, 0.003)]
-    assert not committed.issuperset(changed)
+    """The gate itself: of numbers with the last digit of the mean changed, hardly any is found by chance."""
+    changed = [(round(mean + 0.001, 3), low, high) for mean, low, high in committed]
+    assert sum(parts in committed for parts in changed) < 0.05 * len(changed)
 
 
 def test_the_page_of_the_benchmarks_has_the_table_that_they_print(repository):
