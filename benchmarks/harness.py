@@ -247,18 +247,19 @@ def write_result(
     print(f"\n{claim}")
     print(f"on {machine['processor']}, {options.threads} threads of {machine['cores']} processors{gpu}")
     _print_table(content["medians"])
-    print(f"{name}: ratio {content['ratio']:g} (target: {verdict(ratio, target, at_most)})", flush=True)
+    wanted, outcome = verdict(ratio, target, at_most)
+    print(f"{name}: ratio {content['ratio']:g} (target: {wanted}; {outcome})", flush=True)
     return path
 
 
-def verdict(ratio: float, target: float, at_most: bool) -> str:
-    """Say in words whether a ratio is what it should be.
+def verdict(ratio: float, target: float, at_most: bool) -> tuple[str, str]:
+    """Say in words what a ratio should be, and whether it is.
 
     >>> verdict(0.37, 0.45, at_most=False)
-    'at least 0.45; missed'
+    ('at least 0.45', 'missed')
     """
     reached = ratio <= target if at_most else ratio >= target
-    return f"at {'most' if at_most else 'least'} {target:g}; {'reached' if reached else 'missed'}"
+    return f"at {'most' if at_most else 'least'} {target:g}", "reached" if reached else "missed"
 
 
 def results_table(folder: Path) -> str:
@@ -271,7 +272,7 @@ def results_table(folder: Path) -> str:
         result = json.loads(path.read_text(encoding="utf-8"))
         machine = result["hardware"]
         threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['processor']}"
-        target, outcome = verdict(result["ratio"], result["target"], result["at_most"]).split("; ")
+        target, outcome = verdict(result["ratio"], result["target"], result["at_most"])
         cell = f"**{result['ratio']:g}** on {machine['gpu'] or threads}: {outcome}"
         measured.setdefault((result["claim"], target), []).append(cell)
     rows = [f"| {claim} | {target} | {'<br>'.join(cells)} |" for (claim, target), cells in measured.items()]

@@ -19,7 +19,7 @@ class Settings:
     Attributes:
         size: Longer side of the stored images, in pixels.
         image_format: ``"jpeg"`` (quality 95) or ``"png"`` (lossless).
-        workers: Threads that convert images; ``None`` uses every processor, at most 16.
+        workers: Threads that convert images; ``None`` uses every processor.
         strict: Fail when any row is dropped as faulty.
         limit: Keep at most so many images of each split; ``None`` keeps all.
         overwrite: Discard images that were made with other settings instead of refusing.
@@ -53,7 +53,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-format", choices=tuple(FORMATS), default="jpeg", help="jpeg at quality 95 (default) or lossless png"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all processors, at most 16)")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: all processors)")
     parser.add_argument("--limit", type=int, metavar="N", help="keep at most N images of each split")
     parser.add_argument("--strict", action="store_true", help="fail (exit code 1) when a row has to be dropped")
     parser.add_argument(

@@ -53,7 +53,7 @@ def _convert(
     candidates: Sequence[Candidate], journal: Journal, settings: Settings
 ) -> Iterator[tuple[dict[str, Any] | str, bool]]:
     """Yield per candidate the journal entry, or reason, newline, detail of a failure; and whether it was reused."""
-    workers = settings.workers or min(16, os.cpu_count() or 1)
+    workers = settings.workers or os.cpu_count() or 1
     waiting = iter(candidates)
     bar = tqdm(total=len(candidates), unit="image", desc="images", disable=True if settings.quiet else None)
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool, bar:

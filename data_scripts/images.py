@@ -8,6 +8,7 @@ Lossless JPEG (processes 14) and JPEG-LS need a further plugin of pydicom, for e
 such a file is reported as unreadable, with the name of its transfer syntax.
 """
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +145,15 @@ def resize_longer_side(image: np.ndarray, size: int) -> np.ndarray:
 def write_image(path: str | os.PathLike[str], image: np.ndarray, *, quality: int = JPEG_QUALITY) -> None:
     """Write 8-bit grey values as JPEG or PNG (by suffix), under a temporary name first.
 
-    Whoever kills the process finds the whole file or none.
+    Whoever kills the process, or fills the disk, finds the whole file or none.
 
     Args:
         path: ``.jpg`` or ``.png``; its folder is made when missing.
         image: uint8 ``(H, W)``.
         quality: JPEG quality, 1 to 100.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     path = Path(path)
     if image.dtype != np.uint8 or image.ndim != 2:
@@ -158,12 +162,17 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, *, quality: int
         raise ValueError(f"{path}: use .jpg or .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    picture = Image.fromarray(image)
+    content = io.BytesIO()  # Pillow's own way to a file does not notice when a JPEG does not fit on the disk
     if path.suffix == ".jpg":
-        picture.save(temporary, "JPEG", quality=quality)
+        Image.fromarray(image).save(content, "JPEG", quality=quality)
     else:
-        picture.save(temporary, "PNG")
-    os.replace(temporary, path)
+        Image.fromarray(image).save(content, "PNG")
+    try:
+        temporary.write_bytes(content.getbuffer())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _read_picture(path: Path, longer_side: int | None) -> Radiograph:

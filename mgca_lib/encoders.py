@@ -371,8 +371,8 @@ def build_report_encoder(
     """
     settings = {"shifted_weights": shifted_weights, "full_length": full_length, "word_window": config.word_window}
     if architecture is not None:
-        sizes = AutoConfig.from_pretrained(architecture)
-        return ReportEncoder(AutoModel.from_config(sizes, add_pooling_layer=False), **settings)
+        sizes = AutoConfig.from_pretrained(architecture, trust_remote_code=False)
+        return ReportEncoder(AutoModel.from_config(sizes, add_pooling_layer=False, trust_remote_code=False), **settings)
     if not config.text_model:
         sizes = BertConfig(
             vocab_size=vocabulary,
@@ -388,7 +388,7 @@ def build_report_encoder(
         return ReportEncoder(BertModel(sizes, add_pooling_layer=False), **settings)
     name = config.text_model
     try:
-        sizes = AutoConfig.from_pretrained(name)
+        sizes = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if sizes.num_hidden_layers < config.text_layers:
             raise EncoderError(
                 f"text_model {name!r}: has {sizes.num_hidden_layers} layers, text_layers = {config.text_layers}"
@@ -398,7 +398,7 @@ def build_report_encoder(
                 f"text_model {name!r}: reads {sizes.max_position_embeddings} pieces, max_pieces = {config.max_pieces}"
             )
         sizes.num_hidden_layers = config.text_layers  # the first ones: upstream uses 6 of 12
-        model = AutoModel.from_pretrained(name, config=sizes, add_pooling_layer=False)
+        model = AutoModel.from_pretrained(name, config=sizes, add_pooling_layer=False, trust_remote_code=False)
     except EncoderError:
         raise
     except (OSError, ValueError) as error:

@@ -1,6 +1,9 @@
 """Pretraining runs in child processes: one that may be killed, or several that talk to each other over gloo."""
 
+import contextlib
+import ctypes
 import functools
+import io
 import json
 import multiprocessing
 import os
@@ -8,7 +11,7 @@ import resource
 import signal
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,44 @@ def killed_after(seconds: float, work: Callable[..., None], *arguments: Any) -> 
     code = in_child(timed)
     assert code in (0, -signal.SIGPROF)
     return code != 0
+
+
+def refusal(
+    main: Callable[[Sequence[str]], int],
+    arguments: Sequence[str],
+    *,
+    file_size: int | None = None,
+    privileges: bool = True,
+) -> str:
+    """Return what a command says in a forked process, where it must end with code 2 and one line.
+
+    Args:
+        main: The command.
+        arguments: Its words.
+        file_size: No file may become larger, bytes: as on a full disk, the write fails and the process lives on.
+        privileges: Without them, permissions stop the command even where root runs the tests.
+    """
+    source, sink = os.pipe()
+
+    def run() -> None:
+        if file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        if not privileges and os.geteuid() == 0:
+            version_and_process, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+            assert ctypes.CDLL(None).capset(version_and_process, none) == 0
+        with contextlib.redirect_stderr(io.StringIO()) as shown:
+            code = main(arguments)
+        os.write(sink, shown.getvalue().encode())
+        os._exit(code)
+
+    code = in_child(run)
+    os.close(sink)
+    with os.fdopen(source) as stream:
+        shown = stream.read()
+    assert code == 2, shown
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    return shown
 
 
 def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> list[int]:

@@ -118,8 +118,8 @@ def test_peak_memory_counts_what_lives_together():
 
 
 def test_at_most_and_at_least():
-    assert harness.verdict(2.0, 1.0, at_most=True) == "at most 1; missed"
-    assert harness.verdict(2.0, 1.0, at_most=False) == "at least 1; reached"
+    assert harness.verdict(2.0, 1.0, at_most=True) == ("at most 1", "missed")
+    assert harness.verdict(2.0, 1.0, at_most=False) == ("at least 1", "reached")
 
 
 def test_the_table_quotes_the_results(tmp_path, capsys):

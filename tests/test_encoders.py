@@ -1,6 +1,7 @@
 """Encoders against direct computations: attention rows, merged words, masked statistics, shapes and dimensions."""
 
 import copy
+import json
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from mgca_lib.config import load_profile
+from mgca_lib.data.tokenization import TokenizerError, load_tokenizer
 from mgca_lib.encoders import (
     EncoderError,
     GlobalProjection,
@@ -457,6 +459,22 @@ def test_text_models_that_cannot_be(tmp_path):
     DistilBertModel(sizes).save_pretrained(tmp_path / "other")
     with pytest.raises(EncoderError, match="is not a BERT-type model"):
         build(text_model=str(tmp_path / "other"))
+
+
+def test_code_of_a_stranger_is_not_run(tmp_path, monkeypatch):
+    """A model that brings its own code along is refused, and whoever sits at a terminal is not even asked."""
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+    folder.mkdir()
+    names = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.Tokenizer", "own.Tokenizer"]}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": names}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": names}))
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(EncoderError, match="text_model"):
+        build_report_encoder(load_profile("smoke", text_model=str(folder)).model, vocabulary=50, padding=0)
+    with pytest.raises(TokenizerError, match="tokenizer"):
+        load_tokenizer(folder)
+    assert not trace.exists()
 
 
 # ---- heads

@@ -1,20 +1,16 @@
 """Whatever goes wrong is one clear line, what was written before stays valid, and the run goes on from there."""
 
-import contextlib
-import ctypes
 import errno
-import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 
 import pytest
 import torch
 from helpers import tiny_config, tiny_studies
-from run_helpers import assert_same_run, command_words, die_at, in_child, killed_after, processor_seconds
+from run_helpers import assert_same_run, command_words, die_at, in_child, killed_after, processor_seconds, refusal
 from safetensors.torch import load_file, save_file
 
 from mgca_lib import checkpoint
@@ -98,43 +94,10 @@ def test_killed_at_twenty_random_moments(small, undisturbed, tmp_path):
 # ---- the disk
 
 
-def limited(arguments, sink, limit):
-    """The command under a limit to the size of each file, as a full disk: the write fails, the process lives on."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    reporting(arguments, sink)
-
-
-def without_privileges(arguments, sink):
-    """The command as one whom permissions stop, which root gives up its capabilities for."""
-    if os.geteuid() == 0:
-        version_and_process, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        assert ctypes.CDLL(None).capset(version_and_process, none) == 0
-    reporting(arguments, sink)
-
-
-def reporting(arguments, sink):
-    with contextlib.redirect_stderr(io.StringIO()) as shown:
-        code = main(arguments)
-    os.write(sink, shown.getvalue().encode())
-    os._exit(code)
-
-
-def refusal(work, *arguments):
-    """What the command says in a child process, where it must end with code 2 and one line."""
-    source, sink = os.pipe()
-    assert in_child(work, arguments[0], sink, *arguments[1:]) == 2
-    os.close(sink)
-    with os.fdopen(source) as stream:
-        shown = stream.read()
-    assert shown.startswith("error: ")
-    assert shown.count("\n") == 1
-    return shown
-
-
 @pytest.mark.parametrize(("limit", "named"), [(20, "tensorboard: "), (20_000, "last: ")], ids=["log", "weights"])
 def test_a_full_disk(small, undisturbed, stopped, limit, named):
     before = (stopped / "last/model.safetensors").read_bytes()
-    shown = refusal(limited, words(small, stopped), limit)
+    shown = refusal(main, words(small, stopped), file_size=limit)
     assert named + "cannot be written" in shown
     assert "File too large" in shown
     assert (stopped / "last/model.safetensors").read_bytes() == before
@@ -196,10 +159,12 @@ def test_an_output_that_cannot_be_a_folder(small, tmp_path, capfd, out):
 def test_a_read_only_folder(small, undisturbed, stopped, tmp_path):
     new = tmp_path / "new"
     new.mkdir(mode=0o555)
-    assert "new/tensorboard: cannot be written (Permission denied)" in refusal(without_privileges, words(small, new))
+    assert "new/tensorboard: cannot be written (Permission denied)" in refusal(
+        main, words(small, new), privileges=False
+    )
     assert list(new.iterdir()) == []
     stopped.chmod(0o555)
-    assert "Permission denied" in refusal(without_privileges, words(small, stopped))
+    assert "Permission denied" in refusal(main, words(small, stopped), privileges=False)
     stopped.chmod(0o755)
     assert load_checkpoint(stopped / "last")[2]["step"] == 2
     assert_goes_on(small, stopped, undisturbed)

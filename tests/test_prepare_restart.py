@@ -12,13 +12,13 @@ import time
 import numpy as np
 import pytest
 from raw_trees import make_chexpert, make_covidx, make_mimic, make_rsna, replace, write_picture
-from run_helpers import killed_after, processor_seconds
+from run_helpers import killed_after, processor_seconds, refusal
 
 import data_scripts.conversion
 import data_scripts.preparation
 from data_scripts import prepare_chexpert, prepare_covidx, prepare_mimic_cxr, prepare_rsna
 from data_scripts.conversion import _convert_one
-from data_scripts.images import write_image
+from data_scripts.images import read_radiograph, write_image
 from mgca_lib.data.studies import DatasetError, load_studies
 
 OPTIONS = {"size": 32, "quiet": True, "workers": 2}
@@ -252,6 +252,68 @@ def test_number_of_workers_changes_nothing(tmp_path):
     journal = (tmp_path / "many/preparation/journal.jsonl").read_text().splitlines()
     images = load_studies(tmp_path / "many").table["image"].tolist()
     assert [json.loads(line)["image"] for line in journal] == images
+
+
+@pytest.fixture(scope="module")
+def covidx(tmp_path_factory):
+    """Raw films whose prepared images have some 10,000 bytes, and what an undisturbed run makes of them."""
+    folder = tmp_path_factory.mktemp("covidx")
+    for part in ("train", "test"):
+        (folder / "raw" / part).mkdir(parents=True)
+        names = [f"{part}{number}" for number in range(6)]
+        for number, name in enumerate(names):
+            write_picture(folder / "raw" / part / f"{name}.png", width=300, height=280, seed=number)
+        lines = [f"{name} {name}.png normal rsna\n" for name in names]
+        (folder / "raw" / f"{part}_COVIDx9A.txt").write_text("".join(lines))
+    prepare_covidx.prepare(folder / "raw", folder / "undisturbed", quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["jpeg", "png"])
+@pytest.mark.parametrize("file_size", [20, 1000], ids=["settings", "images"])
+def test_a_full_disk(covidx, tmp_path, file_size, suffix):
+    """No image is taken for finished that is cut off, and the run goes on where it stopped."""
+    out, options = tmp_path / "out", ["--quiet", "--image-format", suffix]
+    shown = refusal(
+        prepare_covidx.main, ["--raw", str(covidx / "raw"), "--out", str(out), *options], file_size=file_size
+    )
+    assert "File too large" in shown
+    assert not (out / "card.json").exists()
+    assert not [path for path in out.rglob("*") if path.suffix in (".jpg", ".png")]
+    prepare_covidx.prepare(covidx / "raw", out, quiet=True, image_format=suffix)
+    if suffix == "jpeg":
+        assert contents(out) == contents(covidx / "undisturbed")
+    for path in load_studies(out).table["image"]:
+        assert read_radiograph(out / path).pixels.shape == (239, 256)
+
+
+def test_a_full_disk_at_the_table(covidx, tmp_path, monkeypatch):
+    """All images are written; what comes after does not fit."""
+    out = tmp_path / "out"
+    shutil.copytree(covidx / "undisturbed", out)
+    (out / "card.json").unlink()
+    shown = refusal(prepare_covidx.main, ["--raw", str(covidx / "raw"), "--out", str(out), "--quiet"], file_size=3000)
+    assert "File too large" in shown
+    assert not (out / "card.json").exists()
+    summary = prepare_covidx.prepare(covidx / "raw", out, quiet=True)
+    assert (summary.reused, summary.converted) == (12, 0)
+    assert contents(out) == contents(covidx / "undisturbed")
+
+
+def test_a_folder_that_may_not_be_written(covidx, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir(mode=0o555)
+    words = ["--raw", str(covidx / "raw"), "--out", str(out), "--quiet"]
+    assert "Permission denied" in refusal(prepare_covidx.main, words, privileges=False)
+    assert list(out.iterdir()) == []
+    shutil.rmtree(out)
+    shutil.copytree(covidx / "undisturbed", out)
+    (out / "images").chmod(0o555)
+    next(out.glob("images/*.jpg")).write_bytes(b"")  # to be made again
+    assert "Permission denied" in refusal(prepare_covidx.main, words, privileges=False)
+    (out / "images").chmod(0o755)
+    prepare_covidx.prepare(covidx / "raw", out, quiet=True)
+    assert contents(out) == contents(covidx / "undisturbed")
 
 
 def test_an_impossible_output_is_one_line(tmp_path, capsys):

@@ -267,6 +267,24 @@ def test_launchers(studies, tmp_path, launcher):
     assert "already trained 1 epochs" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
+def test_a_fault_of_one_process_ends_all(tmp_path):
+    """One process meets an image that cannot be read: its message is shown, the other does not wait for ever."""
+    studies = tiny_studies(tmp_path / "data", train=33, valid=8, test=4)
+    path = studies.root / studies.split("train").table["image"].iloc[5]
+    content = path.read_bytes()
+    path.write_bytes(content[:40])
+    command = [sys.executable, "-m", *LAUNCHERS["torchrun"], "-m", "mgca_lib.pretrain"]
+    command += command_words(config_of("ViT", 2, epochs=1), studies.root, tmp_path / "run", 1, "--resume")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode != 0
+    assert f"{path.name}: image 'train005' (row 5) cannot be read" in ended.stderr
+    assert not (tmp_path / "run/finished.json").exists()
+    path.write_bytes(content)
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert "trained 1 epochs" in again.stdout
+
+
 @pytest.mark.parametrize("left", ["instance", "instance and token"])
 def test_a_term_may_be_missing_on_several_processes(studies, tmp_path, left):
     weights = {"prototype_weight": 0.0} | ({"token_weight": 0.0} if left == "instance" else {})

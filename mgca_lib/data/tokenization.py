@@ -100,7 +100,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         TokenizerError: it is not on this computer and the hub cannot be reached, or it has no fast version.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TokenizerError(
             f"tokenizer {str(source)!r}: not a folder with a tokenizer, and the hub did not give it "

@@ -306,8 +306,10 @@ def _write_pixels(path: Path, pixels: np.ndarray, film: Film, tags: Mapping[str,
         picture = picture.convert("RGB")
     if path.suffix == ".png":
         picture.save(path)
-    else:
-        picture.save(path, format="JPEG", quality=JPEG_QUALITY)
+        return
+    content = io.BytesIO()  # Pillow's own way to a file does not notice when a JPEG does not fit on the disk
+    picture.save(content, format="JPEG", quality=JPEG_QUALITY)
+    path.write_bytes(content.getbuffer())
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
