@@ -83,6 +83,44 @@ pd.DataFrame({"what it changes": {name: VARIANTS[name].changes for name in quirk
 # choice that is easy to overlook. *Same text masked* is the reverse of the others: a correction that this course
 # leaves off by default, since the paper does not have it.
 #
+# These are the ones that can change what is learned and that have a switch. The published code has more; most cost time, or break.
+#
+# <details><summary>The whole list: what the published code does, what this course does, and how to see the difference</summary>
+#
+# | | the published code | this course | switch, or what is known |
+# |---|---|---|---|
+# | 1 | debugs every gradient (anomaly detection), in training and evaluation | off | time only: `benchmarks/baseline.py` has it on |
+# | 2 | asks cuDNN for deterministic and for fastest algorithms at once | asks for neither | time only, on GPUs; not measured |
+# | 3 | merges word pieces in a Python loop that reads every id from the device | one sum by word number (notebook 02) | time only: the baseline has the loop |
+# | 4 | gives each piece the attention weight of its right neighbour | its own | `shifted_word_weights`: sections 2 to 4 |
+# | 5 | loses the last word of a report that fills all slots | keeps it | `lost_last_word`: sections 2 to 4 |
+# | 6 | lets padding into BatchNorm, and into every softmax over words | keeps it out of both | `padded_batchnorm`, `padded_softmax`: sections 2 to 4 |
+# | 7 | computes padded words as queries, too | as well, in batches | none: their weight is zero |
+# | 8 | leaves a patch's read-out shorter than one (ViT only) | unit length | `unnormalized_context`: sections 2 to 4 |
+# | 9 | keeps [SEP] among the words that patches may read | [SEP] is no word | no switch, so `upstream-vit` lacks this one; not measured |
+# | 10 | clips weights in a loop, and trips over a single non-zero one | quantiles of all reports at once | none: the same numbers, by the parity tests |
+# | 11 | keeps the attention map with a hook, and so its graph | computes the class token's row anew | time and memory: the baseline has the hook |
+# | 12 | freezes the prototypes for one epoch, at rates near zero | does the same | `freeze_prototypes_epochs`; hardly felt either way |
+# | 13 | never reaches its own Sinkhorn over several GPUs | balances over all processes | `local_groups` with item 15: sections 2 to 4 |
+# | 14 | balances 500 prototypes over 72 studies | as many as the batch has, or a queue | `queue_size`, `num_prototypes`: notebook 11 |
+# | 15 | contrasts a study with those of its own GPU | with those of all processes | `gather`, `local_groups`: sections 2 to 4 |
+# | 16 | normalises each GPU's batch by itself | all processes together | `sync_batchnorm`; not measured: the groups of the switch above share theirs |
+# | 17 | takes the logarithm of a softmax in CPA | the stable form | none: the same up to rounding |
+# | 18 | exponentiates scores divided by 0.05, which half precision cannot hold | subtracts the largest, in fp32 | none: the same up to rounding |
+# | 19 | stops with an error in Sinkhorn where there is no GPU | runs anywhere | none |
+# | 20 | builds two attention modules that nothing uses | does not | memory only; not measured |
+# | 21 | draws the heat maps of its notebook with one of these untrained modules, upside down | with the trained vectors (notebook 04) | none |
+# | 22 | has a setting for a fraction of the data that changes nothing | `max_train_pairs` does | none |
+# | 23 | finds no pair at all when the data have moved | paths are relative to the dataset | none |
+# | 24 | fails with one pair in a batch | says beforehand that contrast needs two | none |
+# | 25 | lacks an import in its preparation of MIMIC-CXR | has a reader of its own | none |
+# | 26 | validates in the order of the table, so that studies of one patient meet | in one fixed shuffled order | none: the loss to compare, not the model |
+# | 27 | takes equal reports for negatives | does the same | `mask_same_text`: sections 2 to 4 |
+# | 28 | has folders of its author's computer written into it | folders are parameters | none |
+# | 29 | cuts long reports at the end, where the findings stand | does the same | notebook 01 counts what is lost |
+#
+# </details>
+#
 # Before you go on, write down three numbers: how many of these change the linear probe, how many change the
 # retrieval, how many change where words point. You will compare them with section 4.
 #
@@ -336,7 +374,7 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
 # interval of the mean difference is Student's, over seeds. The results that come with the project are a table of their own
-# (`notebooks/grid/switches.csv`), with an `all` of its own, and its maps were drawn on tiles: numbers of notebooks 14 and 15
+# (`notebooks/grid/switches.csv`), with an `all` of its own, and its maps were drawn on tiles: numbers of notebooks 14 and 16
 # are another draw, and perhaps of other phantoms. One thing may spoil the pairing: rounding. Variants that were trained on
 # another kind of processor than `all` share less with it, and the cell names them.
 #
