@@ -35,7 +35,7 @@ from mgca_lib.alignment.distributed import gather
 from mgca_lib.batch_norm import synchronise_batch_norm
 from mgca_lib.checkpoint import CheckpointError, find_checkpoint, rebuild
 from mgca_lib.config import AlignmentConfig, Config, ConfigError, ModelConfig, TrainingConfig, load_profile
-from mgca_lib.data.pairs import EpochBatches, PairBatch, PairImages, report_texts
+from mgca_lib.data.pairs import EpochBatches, PairBatch, PairImages, RunBatches, report_texts
 from mgca_lib.data.studies import DatasetError, Studies, load_studies
 from mgca_lib.data.tokenization import TokenizerError, load_tokenizer, train_tokenizer
 from mgca_lib.data.transforms import ImageTransform
@@ -138,7 +138,14 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
 
     train_pairs = _pairs(train, tokenizer, config, seed, augmentation="crop")
     valid_loader = validation_loader(config, valid, tokenizer, seed=seed, accelerator=accelerator)
-    steps_per_epoch = _epoch(train_pairs, config, seed, 0, accelerator).total // training.accumulation
+    start = EpochBatches(
+        size=len(train_pairs),
+        batch_size=training.batch_size,
+        seed=seed,
+        rank=accelerator.process_index,
+        processes=processes,
+    )
+    steps_per_epoch = start.total // training.accumulation
     if steps_per_epoch == 0:
         needed = training.batch_size * processes * training.accumulation
         raise PretrainError(
@@ -150,11 +157,12 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     bar = progress(total=total_steps, description="pretraining", initial=state.step)
     identity = run_identity(config, studies, seed, processes)
     keeper = Keeper(out, model, tokenizer, optimizer, identity, accelerator)
+    epoch, done_in_epoch = divmod(state.step, steps_per_epoch)
+    start = replace(start, epoch=epoch, first=done_in_epoch * training.accumulation)
+    left = RunBatches(start, epochs=training.epochs, per_epoch=steps_per_epoch * training.accumulation)
+    batches = iter(_loader(train_pairs, left, config))
     while state.step < total_steps and not _stopped_early(state, training.patience):
         epoch, done_in_epoch = divmod(state.step, steps_per_epoch)
-        batches = iter(
-            _loader(train_pairs, _epoch(train_pairs, config, seed, epoch, accelerator, done_in_epoch), config)
-        )
         for _ in range(done_in_epoch, steps_per_epoch):
             started = time.perf_counter()
             rate = learning_rate_at(state.step, total_steps, training)
@@ -355,26 +363,13 @@ def _pairs(
     )
 
 
-def _epoch(
-    pairs: PairImages, config: Config, seed: int, epoch: int, accelerator: Accelerator, steps_done: int = 0
-) -> EpochBatches:
-    return EpochBatches(
-        size=len(pairs),
-        batch_size=config.training.batch_size,
-        seed=seed,
-        epoch=epoch,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        first=steps_done * config.training.accumulation,
-    )
-
-
-def _loader(pairs: PairImages, batches: EpochBatches, config: Config) -> DataLoader:
+def _loader(pairs: PairImages, batches: EpochBatches | RunBatches, config: Config) -> DataLoader:
     return DataLoader(
         pairs,
         batch_sampler=batches,
         collate_fn=pairs.collate,
         num_workers=config.training.workers,
+        persistent_workers=config.training.workers > 0,
         pin_memory=torch.cuda.is_available(),
         # Of its own, because a loader draws from torch's global generator otherwise.
         generator=torch.Generator().manual_seed(0),

@@ -7,7 +7,7 @@ from helpers import PATTERNS, small_tokenizer, tiny_studies
 from torch.utils.data import DataLoader
 
 from mgca_lib.data import pairs as module
-from mgca_lib.data.pairs import EpochBatches, PairImages, report_texts
+from mgca_lib.data.pairs import EpochBatches, PairImages, RunBatches, report_texts
 from mgca_lib.data.studies import DatasetError
 from mgca_lib.data.transforms import ImageTransform
 
@@ -97,6 +97,19 @@ def test_resuming_inside_an_epoch(first):
     assert [[row for row, _ in batch] for batch in rest] == whole[first:]
     assert len(rest) == len(whole[first:])
     assert rest.total == 12
+
+
+@pytest.mark.parametrize(("epoch", "first"), [(0, 0), (1, 4), (1, 10), (2, 9), (3, 0)])
+def test_a_run_goes_through_its_epochs_in_a_row(epoch, first):
+    """Ten of the twelve global batches of each epoch, as with accumulation over five; the first from where it is."""
+    start = EpochBatches(size=50, batch_size=4, seed=9, epoch=epoch, first=first)
+    left = RunBatches(start, epochs=3, per_epoch=10)
+    expected = []
+    for number in range(epoch, 3):
+        whole = list(EpochBatches(size=50, batch_size=4, seed=9, epoch=number))[:10]
+        expected += whole[first:] if number == epoch else whole
+    assert list(left) == list(left) == expected
+    assert len(left) == len(expected)
 
 
 def test_items(studies):

@@ -6,6 +6,7 @@ and not on how often a run was interrupted.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -183,6 +184,32 @@ class EpochBatches:
         for batch in range(self.first, self.total):
             start = (batch * self.processes + self.rank) * self.batch_size
             yield [(int(row), self.epoch) for row in order[start : start + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class RunBatches:
+    """Batches of all epochs that a run has left, one epoch after the other: a batch sampler.
+
+    Loader processes then live as long as the run and read ahead over the end of an epoch, instead of starting anew
+    with nothing read.
+
+    Attributes:
+        start: The epoch to begin with, and where in it.
+        epochs: Number of epochs of the whole run.
+        per_epoch: Global batches to take of each epoch; those after it are left out.
+    """
+
+    start: EpochBatches
+    epochs: int
+    per_epoch: int
+
+    def __len__(self) -> int:
+        return max(0, (self.epochs - self.start.epoch) * self.per_epoch - self.start.first)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self.start.epoch, self.epochs):
+            first = self.start.first if epoch == self.start.epoch else 0
+            yield from islice(replace(self.start, epoch=epoch, first=first), max(0, self.per_epoch - first))
 
 
 def report_texts(studies: Studies) -> list[str]:
