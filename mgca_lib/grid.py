@@ -38,6 +38,8 @@ from mgca_lib.evaluation.retrieval import chance_recall, retrieval_recall
 from mgca_lib.model import MGCA
 
 FRACTIONS = {"1%": 0.01, "10%": 0.1, "100%": 1.0}
+CLUSTERS = (16, 64, 256)
+"""Numbers of k-means clusters that every cell is measured with, whatever its number of prototypes."""
 FINDINGS = (
     "Atelectasis",
     "Cardiomegaly",
@@ -215,11 +217,13 @@ def measure_prototypes(
     """Agreement of clusters of test films with their dominant finding, one film a study.
 
     Clusters are the model's prototypes where it trained them, and as many k-means clusters of the image embeddings in
-    any case, so that models with and without prototype alignment can be compared.
+    any case, so that models with and without prototype alignment can be compared; k-means also with each number of
+    clusters in :data:`CLUSTERS`, so that those with different numbers of prototypes can be, too.
 
     Returns:
         ``prototypes/nmi`` (equal to the V-measure), ``prototypes/purity`` and ``prototypes/nmi_shuffled``, if
-        prototypes were trained; ``prototypes/kmeans_nmi`` and ``prototypes/kmeans_nmi_shuffled`` always.
+        prototypes were trained; ``prototypes/kmeans_nmi`` and ``prototypes/kmeans_nmi_shuffled`` always; and
+        ``prototypes/kmeans_K/nmi``, ``.../nmi_shuffled`` and ``.../purity`` for each K of at most as many films.
     """
     test = test.select(~test.table["study_id"].duplicated().to_numpy())
     image, _ = embed_pairs(model, model_pairs(model, tokenizer, test))
@@ -233,11 +237,17 @@ def measure_prototypes(
         found["prototypes/nmi"] = agreement.measures["nmi"]
         found["prototypes/purity"] = agreement.measures["purity"]
         found["prototypes/nmi_shuffled"] = agreement.chance["nmi"]
-    count = min(model.config.alignment.num_prototypes, len(test))
-    by_means = assign_prototypes(image, kmeans_prototypes(image, count, seed=seed)).cluster
-    agreement = cluster_agreement(by_means, labels, groups=groups, seed=seed)
-    found["prototypes/kmeans_nmi"] = agreement.measures["nmi"]
-    found["prototypes/kmeans_nmi_shuffled"] = agreement.chance["nmi"]
+    own = min(model.config.alignment.num_prototypes, len(test))
+    for count in dict.fromkeys((own, *(count for count in CLUSTERS if count <= len(test)))):
+        by_means = assign_prototypes(image, kmeans_prototypes(image, count, seed=seed)).cluster
+        agreement = cluster_agreement(by_means, labels, groups=groups, seed=seed)
+        if count == own:
+            found["prototypes/kmeans_nmi"] = agreement.measures["nmi"]
+            found["prototypes/kmeans_nmi_shuffled"] = agreement.chance["nmi"]
+        if count in CLUSTERS:
+            found[f"prototypes/kmeans_{count}/nmi"] = agreement.measures["nmi"]
+            found[f"prototypes/kmeans_{count}/nmi_shuffled"] = agreement.chance["nmi"]
+            found[f"prototypes/kmeans_{count}/purity"] = agreement.measures["purity"]
     return found
 
 

@@ -14,7 +14,7 @@ from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.evaluation.features import embed_pairs, model_pairs
 from mgca_lib.evaluation.grounding import ground_boxes, summarise_grounding
 from mgca_lib.evaluation.linear_probe import linear_probe
-from mgca_lib.evaluation.prototypes import assign_prototypes, cluster_agreement, dominant_finding
+from mgca_lib.evaluation.prototypes import assign_prototypes, cluster_agreement, dominant_finding, kmeans_prototypes
 from mgca_lib.evaluation.receptive_field import ON_TILES, patch_offset
 from mgca_lib.model import build_model
 
@@ -78,18 +78,18 @@ def test_reading_leaves_out_what_a_split_lacks(setting):
     }
 
 
-def test_prototypes_only_where_they_were_trained(setting):
+def test_prototypes_only_where_they_were_trained(setting, monkeypatch):
     model, tokenizer, studies = setting
+    monkeypatch.setattr(grid, "CLUSTERS", (5, 7, 1000))  # there are 48 films
+    by_means = {"prototypes/kmeans_nmi", "prototypes/kmeans_nmi_shuffled"}
+    by_means |= {f"prototypes/kmeans_{k}/{part}" for k in (5, 7) for part in ("nmi", "nmi_shuffled", "purity")}
     found = grid.measure_prototypes(
         model, tokenizer, studies.split("test"), findings=["Edema", "Consolidation"], seed=0
     )
-    assert set(found) == {
-        "prototypes/nmi", "prototypes/purity", "prototypes/nmi_shuffled",
-        "prototypes/kmeans_nmi", "prototypes/kmeans_nmi_shuffled",
-    }  # fmt: skip
+    assert set(found) == {"prototypes/nmi", "prototypes/purity", "prototypes/nmi_shuffled"} | by_means
     without = build_model(tiny_config(prototype_weight=0.0), tokenizer, seed=1).eval()
     found = grid.measure_prototypes(without, tokenizer, studies.split("test"), findings=["Edema"], seed=0)
-    assert set(found) == {"prototypes/kmeans_nmi", "prototypes/kmeans_nmi_shuffled"}
+    assert set(found) == by_means
 
 
 def test_boxes_of_labels_with_enough_patients(setting, monkeypatch):
@@ -164,7 +164,7 @@ def test_shares_of_labels_are_what_they_are_called(setting, monkeypatch):
 FEW = ["Edema", "Consolidation", "Cardiomegaly", "Pleural Effusion"]
 
 
-def test_prototypes_are_judged_by_one_film_of_each_study(setting, twos):
+def test_prototypes_are_judged_by_one_film_of_each_study(setting, twos, monkeypatch):
     model, tokenizer, _ = setting
     test = twos.split("test")
     first = test.select(range(0, 48, 2))
@@ -173,7 +173,13 @@ def test_prototypes_are_judged_by_one_film_of_each_study(setting, twos):
     clusters = assign_prototypes(image, model.prototypes, temperature=temperature).cluster
     labels = dominant_finding(first.labels(FEW), FEW)
     own = cluster_agreement(clusters, labels, groups=first.table["patient_id"].tolist(), seed=0)
+    monkeypatch.setattr(grid, "CLUSTERS", (7,))
     found = grid.measure_prototypes(model, tokenizer, test, findings=FEW, seed=0)
+    seven = assign_prototypes(image, kmeans_prototypes(image, 7, seed=0)).cluster
+    by_means = cluster_agreement(seven, labels, groups=first.table["patient_id"].tolist(), seed=0)
+    assert found["prototypes/kmeans_7/nmi"] == by_means.measures["nmi"]
+    assert found["prototypes/kmeans_7/purity"] == by_means.measures["purity"]
+    assert found["prototypes/kmeans_7/nmi_shuffled"] == by_means.chance["nmi"]
     assert found["prototypes/nmi"] == own.measures["nmi"]
     assert found["prototypes/purity"] == own.measures["purity"]
     assert found["prototypes/nmi_shuffled"] == own.chance["nmi"]
