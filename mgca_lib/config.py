@@ -50,6 +50,7 @@ def _is_finite(value: Any) -> bool:
 
 LATER: Mapping[str, Any] = MappingProxyType(
     {"chunk_size": 0, "stem_width": 0, "local_stride": 16, "word_window": 0, "mlm_epochs": 0, "text_rate_factor": 1.0}
+    | {"separator_word": False}
 )
 """Settings that older checkpoints and runs do not name, with what was done then."""
 
@@ -155,6 +156,9 @@ class AlignmentConfig:
     unnormalized_context: bool = _setting(
         False, "as upstream's ViT: what a patch reads from the report keeps its length in CTA"
     )
+    separator_word: bool = _setting(
+        False, "as upstream, but not part of its names: [SEP] stays a word in CTA, without weight of its own"
+    )
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -192,6 +196,10 @@ class AlignmentConfig:
             _require(self, name, off or self.token_weight > 0, "token_weight is 0")
             read = self.token_form == "cta" or name in ("lost_last_word", "padded_batchnorm")
             _require(self, name, off or read, f"token_form {self.token_form} does not read it")
+        off = not self.separator_word
+        _require(self, "separator_word", off or self.token_weight > 0, "token_weight is 0")
+        published = self.token_form == "cta"
+        _require(self, "separator_word", off or published, f"token_form {self.token_form} does not read it")
 
     def spelled_out(self) -> "AlignmentConfig":
         """Return the same settings with ``upstream`` replaced by the single switches that it stands for.

@@ -285,6 +285,28 @@ def merge_pieces(values: Tensor, word_ids: Tensor, num_words: int) -> tuple[Tens
     return words[:, :num_words], keep[:, :num_words]
 
 
+def separator_numbers(word_ids: Tensor, piece_keep: Tensor, *, full_length: int = 0) -> Tensor:
+    """Number the separator of each report as the word after its last one, as upstream's loop over the pieces does.
+
+    Args:
+        word_ids: ``(B, T)`` int64, word of each piece; -1 for special tokens and padding.
+        piece_keep: ``(B, T)`` bool, ``True`` = real; the last real piece is [SEP].
+        full_length: In reports of so many pieces upstream's loop ends before [SEP]; 0: in none.
+
+    Returns:
+        ``(B, 1)`` int64; -1 where [SEP] is no word.
+
+    >>> ids = torch.tensor([[-1, 0, 0, 1, -1], [-1, 0, -1, -1, -1]])  # [CLS] in ##filtrate lung [SEP], [CLS] no [SEP]
+    >>> keep = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    >>> separator_numbers(ids, keep).tolist(), separator_numbers(ids, keep, full_length=5).tolist()
+    ([[2], [1]], [[-1], [1]])
+    """
+    numbers = word_ids.amax(dim=1, keepdim=True) + 1
+    if full_length:
+        numbers = numbers.masked_fill(piece_keep.sum(dim=1, keepdim=True) == full_length, NO_WORD)
+    return numbers
+
+
 class GlobalProjection(nn.Module):
     """Head for pooled vectors: Linear, BatchNorm, ReLU, Linear, BatchNorm without affine (as upstream)."""
 

@@ -22,6 +22,7 @@ from mgca_lib.encoders import (
     Tokens,
     build_image_encoder,
     build_report_encoder,
+    separator_numbers,
 )
 
 
@@ -68,6 +69,7 @@ class MGCA(nn.Module):
         sizes = {"hidden": config.model.hidden_dim, "joint": config.model.joint_dim}
         self.config = config
         self.chunk_size = config.training.chunk_size
+        self.separator_word = alignment.separator_word
         if self.chunk_size and any(isinstance(part, nn.BatchNorm2d) for part in image_encoder.modules()):
             raise ConfigError(
                 f"chunk_size = {self.chunk_size}: backbone {config.model.backbone!r} has BatchNorm, whose statistics "
@@ -130,7 +132,8 @@ class MGCA(nn.Module):
         Gradients go through the losses alone: where a term is left out, several processes could not tell otherwise
         that its heads are idle (DistributedDataParallel looks at what a forward pass returns).
         """
-        image, report = self.encode_image(batch.images), self.encode_report(batch)
+        image = self.encode_image(batch.images)
+        report = self._encode_with_separator(batch) if self.separator_word else self.encode_report(batch)
         weights = self.config.alignment
         zero = image.pooled.new_zeros(())
         instance = token = prototype = zero
@@ -150,6 +153,16 @@ class MGCA(nn.Module):
         total = weights.instance_weight * instance + weights.token_weight * token + weights.prototype_weight * prototype
         losses = Losses(instance=instance, token=token, prototype=prototype, total=total)
         return losses, _detached(image), _detached(report)
+
+    def _encode_with_separator(self, batch: PairBatch) -> Tokens:
+        """As :meth:`encode_report`, and [SEP] is one more word, whose own weight is zero as in the published code."""
+        full_length = self.report_encoder.full_length
+        numbers = separator_numbers(batch.word_ids, batch.piece_keep, full_length=full_length)
+        last = batch.piece_keep.sum(dim=1, keepdim=True) - 1
+        word_ids = batch.word_ids.scatter(1, last, numbers)
+        report = self.encode_report(replace(batch, word_ids=word_ids, num_words=batch.num_words + 1))
+        separator = torch.arange(report.weight.shape[1], device=numbers.device) == numbers
+        return replace(report, weight=report.weight.masked_fill(separator, 0.0))
 
     def _encode(self, encoder: nn.Module, *inputs: Tensor, **settings: int) -> Tokens:
         if 0 < self.chunk_size < len(inputs[0]):

@@ -97,7 +97,7 @@ pd.DataFrame({"what it changes": {name: VARIANTS[name].changes for name in quirk
 # | 6 | lets padding into BatchNorm, and into every softmax over words | keeps it out of both | `padded_batchnorm`, `padded_softmax`: sections 2 to 4 |
 # | 7 | computes padded words as queries, too | as well, in batches | none: their weight is zero |
 # | 8 | leaves a patch's read-out shorter than one (ViT only) | unit length | `unnormalized_context`: sections 2 to 4 |
-# | 9 | keeps [SEP] among the words that patches may read | [SEP] is no word | no switch, so `upstream-vit` lacks this one; not measured |
+# | 9 | keeps [SEP] among the words that patches may read | [SEP] is no word | `separator_word`; not measured yet, and not part of `upstream-vit` |
 # | 10 | clips weights in a loop, and trips over a single non-zero one | quantiles of all reports at once | none: the same numbers, by the parity tests |
 # | 11 | keeps the attention map with a hook, and so its graph | computes the class token's row anew | time and memory: the baseline has the hook |
 # | 12 | freezes the prototypes for one epoch, at rates near zero | does the same | `freeze_prototypes_epochs`; hardly felt either way |

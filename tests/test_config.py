@@ -133,6 +133,8 @@ def test_token_switches_are_refused_where_nothing_reads_them(name):
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
+        ({"separator_word": True, "token_weight": 0.0}, "separator_word = True: token_weight is 0"),
+        ({"separator_word": True, "token_form": "gloria"}, "separator_word = True: token_form gloria does not read it"),
         ({"mask_same_text": True, "instance_weight": 0.0}, "mask_same_text = True: instance_weight is 0"),
         ({"upstream": "vit", "token_weight": 0.0}, "upstream = 'vit': token_weight is 0"),
         ({"local_groups": 2}, "local_groups = 2: needs gather off"),
@@ -201,7 +203,7 @@ def test_from_dict_refuses_what_to_dict_did_not_write():
     rest = {key: value for key, value in content["model"].items() if key != "hidden_dim"}
     with pytest.raises(ConfigError, match="model.hidden_dim is missing"):
         Config.from_dict({**content, "model": rest})
-    older = {part: {k: v for k, v in content[part].items() if k not in LATER} for part in ("model", "training")}
+    older = {part: {k: v for k, v in content[part].items() if k not in LATER} for part in PARTS}
     assert set(LATER) == {key for part in older for key in set(content[part]) - set(older[part])}
     assert Config.from_dict({**content, **older}) == load_profile("smoke", **LATER)
     with pytest.raises(ConfigError, match="epochs = 0"):

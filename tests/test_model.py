@@ -240,6 +240,7 @@ SWITCHES = {
     "padded_batchnorm": ({}, {"token"}, {"local"}),
     "padded_softmax": ({}, {"token"}, set()),
     "unnormalized_context": ({}, {"token"}, set()),
+    "separator_word": ({}, {"token"}, {"keep", "local"}),
     "mask_same_text": ({}, {"instance"}, set()),
     "local_groups": ({"gather": False}, {"instance", "prototype"}, set()),
 }
@@ -271,6 +272,32 @@ def test_a_switch_changes_its_own_loss_and_tokens_and_no_other(studies, name):
         if part == "local":  # padded slots hold what they like
             one, two = one[report.keep], two[report.keep]
         assert torch.allclose(one.float(), two.float(), atol=1e-6) is (part not in tokens), part
+
+
+def test_the_separator_is_a_word_without_weight(studies):
+    """Against [SEP] numbered by hand; full reports that lose their last word have none."""
+    batch = tiny_batch(studies, list(range(4)), max_pieces=8)
+    assert (batch.piece_keep.sum(dim=1) == 8).any()
+    for lost in (False, True):
+        model = model_of(studies, max_pieces=8, separator_word=True, lost_last_word=lost).eval()
+        plain = model_of(studies, max_pieces=8, lost_last_word=lost).eval()
+        _, _, report = model(batch)
+        words = plain.encode_report(batch)
+        word_ids = batch.word_ids.clone()
+        for row, keep in enumerate(batch.piece_keep):
+            last = int(keep.nonzero().max())
+            if not (lost and last == 7):
+                word_ids[row, last] = word_ids[row].max() + 1
+        by_hand = replace(batch, word_ids=word_ids, num_words=batch.num_words + 1)
+        full = model_of(studies, max_pieces=8).eval().encode_report(by_hand) if not lost else None
+        width = words.keep.shape[1]
+        assert torch.equal(report.keep.sum(dim=1), words.keep.sum(dim=1) + (word_ids != batch.word_ids).any(dim=1))
+        torch.testing.assert_close(report.weight[:, :width], words.weight * words.keep)
+        assert report.weight[:, width:].sum() == 0
+        torch.testing.assert_close(report.local[:, :width][words.keep], words.local[words.keep])
+        if full is not None:
+            torch.testing.assert_close(report.local, full.local)
+        torch.testing.assert_close(model.encode_report(batch).keep, words.keep)  # evaluations see words alone
 
 
 def test_upstream_is_its_switches_together(studies, batch):
