@@ -32,13 +32,14 @@ NEEDS = {
     "13_phantoms_to_patients": ["06_pretraining"],
     "14_ablation": ["01_data_preparation"],
     "15_grounding": ["06_pretraining", "13_phantoms_to_patients"],  # 13 prepares the films of patients
+    "16_learning_to_point": ["01_data_preparation"],
 }
 # Results of the grid that come with the project (mgca_lib/grid_results.py), and who reads them.
 READ_GRID = {
     "11_prototype_sweep": ["switches"],
     "12_upstream_quirks": ["switches"],
     "14_ablation": ["terms"],
-    "15_grounding": ["demo", "switches", "long"],
+    "16_learning_to_point": ["terms", "switches", "long"],
 }
 # These take all cores, except at smoke, where starting up is most of the work and goes side by side.
 HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining", "15_grounding"}

@@ -1,18 +1,19 @@
 """Results of the grid (variants times seeds) as one table: your own cells, and those that come with the project.
 
 A whole grid takes more than an hour, so ``make course`` does not train it: its results at ``demo`` are committed as
-``notebooks/grid/demo.csv``, with how they came about in ``demo.json`` beside it. ``make grid`` repeats them, and own
-cells then take the place of the committed ones. The same seed gives every variant the same data in the same order, so
-variants are compared by differences within a seed.
+tables, with how they came about in a ``.json`` beside each. ``make grid`` repeats them, and own cells then take the
+place of the committed ones. The same seed gives every variant the same data in the same order, so variants are compared
+by differences within a seed.
 
-There are four committed tables, and no numbers are compared across them, since each may have been trained on another
-computer: ``"terms"``, the paper's table 4 and another token term, for notebook 14; ``"grid"``, the token losses that
-notebook 15 compares; ``"switches"``, further settings of some of them, for notebooks 11, 12 and 15; and ``"long"``,
-with three times as many epochs, whose cells live in ``outputs/PROFILE/long``. What a variant is held against stands in
-its table, trained beside it. Cells of one table share their number of epochs and their data.
+There are three committed tables, and no numbers are compared across them, since each may have been trained on another
+computer: ``"terms"``, the paper's table 4 and the losses that could take the place of its token term, for notebooks 14
+and 16; ``"switches"``, further settings of some of them, for notebooks 11, 12 and 16; and ``"long"``, with three times
+as many epochs, whose cells live in ``outputs/PROFILE/long``. What a variant is held against stands in its table,
+trained beside it. Cells of one table share their number of epochs and their data.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -24,31 +25,27 @@ from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metric
 from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
-Kind = Literal["terms", "grid", "switches", "long"]
+Kind = Literal["terms", "switches", "long"]
 
 COMMITTED = MappingProxyType(
     {
         "terms": Path("notebooks", "grid", "terms.csv"),
-        "grid": Path("notebooks", "grid", "demo.csv"),
         "switches": Path("notebooks", "grid", "switches.csv"),
         "long": Path("notebooks", "grid", "long.csv"),
     }
 )
 """The tables that come with the project, by kind; how their cells came about is in the ``.json`` beside each."""
-OWN = MappingProxyType({"terms": "grid", "grid": "grid", "switches": "grid", "long": "long"})
+OWN = MappingProxyType({"terms": "grid", "switches": "grid", "long": "long"})
 """Where cells of your own are, below ``outputs/PROFILE``."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
-"""What notebooks 14 and 15 compare, and ``make grid`` trains unless told otherwise."""
+"""What notebooks 14 and 16 compare, and ``make grid`` trains unless told otherwise."""
 _CELL = ["variant", "seed"]
 _GROUPS = MappingProxyType(
-    {"terms": ("ablation",), "grid": ("grounding",), "switches": ("patches", "words", "prototypes", "quirks")}
+    {"terms": ("ablation", "grounding"), "switches": ("patches", "words", "prototypes", "quirks")}
 )
-# Variants of other groups with a place in a table: what its own are held against, and, among the terms, the one that
-# would take the place of the token term.
-_PARTNERS = MappingProxyType(
-    {"terms": ("cta_grounded",), "grid": ("all",), "switches": ("all", "ita+cta", "cta_grounded")}
-)
+# Variants of other groups with a place in a table: what its own are held against.
+_PARTNERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"switches": ("all", "ita+cta", "cta_grounded")})
 
 
 class GridError(ValueError):
@@ -77,19 +74,19 @@ def grid_table(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 
-def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: Kind = "grid") -> pd.DataFrame:
+def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: Kind = "terms") -> pd.DataFrame:
     """Read the results that a notebook shows.
 
     Own cells come first. At ``demo``, committed cells fill in variants and seeds that you did not run. Numbers of two
     profiles do not belong into one table, so at another profile own cells are shown alone, once they are enough to
-    compare: every variant of :data:`COMPARED` that has its place in the table with two seeds; until then the committed
-    ones.
+    compare: every variant of :data:`COMPARED` that has its place in the table, or of the committed long runs, with two
+    seeds; until then the committed ones.
 
     Args:
         root: The project's folder.
         profile: Whose own cells to read.
         folder: Folder of own cells; empty: that of :data:`OWN` in the project.
-        kind: ``"terms"``, ``"grid"``, ``"switches"``, or ``"long"`` for the cells with all epochs.
+        kind: ``"terms"``, ``"switches"``, or ``"long"`` for the cells with all epochs.
 
     Returns:
         As :func:`grid_table`; ``source`` is ``"own"`` or ``"committed"``.
@@ -106,19 +103,19 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
     committed = read_committed(root, kind)
     if profile != "demo":
         seeds = own.groupby("variant")["seed"].nunique()
-        wanted = [name for name in COMPARED if _belongs(name, kind)]
+        wanted = set(committed["variant"]) if kind == "long" else [name for name in COMPARED if _belongs(name, kind)]
         return own if all(seeds.get(name, 0) > 1 for name in wanted) else committed
     known = set(own[_CELL].itertuples(index=False, name=None))
     rest = committed[[cell not in known for cell in committed[_CELL].itertuples(index=False, name=None)]]
     return pd.concat([part for part in (own, rest) if len(part)], ignore_index=True)
 
 
-def read_committed(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
+def read_committed(root: str | Path, kind: Kind = "terms") -> pd.DataFrame:
     """Read the results that come with the project.
 
     Args:
         root: The project's folder.
-        kind: ``"terms"``, ``"grid"``, ``"switches"`` or ``"long"``.
+        kind: ``"terms"``, ``"switches"`` or ``"long"``.
 
     Raises:
         GridError: the file is missing or damaged.
@@ -138,12 +135,12 @@ def read_committed(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
     return table[wanted].assign(source="committed")
 
 
-def committed_cells(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
+def committed_cells(root: str | Path, kind: Kind = "terms") -> pd.DataFrame:
     """How the committed cells of a table came about.
 
     Args:
         root: The project's folder.
-        kind: ``"terms"``, ``"grid"``, ``"switches"`` or ``"long"``.
+        kind: ``"terms"``, ``"switches"`` or ``"long"``.
 
     Returns:
         One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores``, ``precision``
@@ -169,8 +166,8 @@ def committed_cells(root: str | Path, kind: Kind = "grid") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_CELL, "commit", "training_seconds", "processor", "cores", "precision", "data"])
 
 
-def trained_elsewhere(root: str | Path, baseline: str, kind: Kind = "grid") -> tuple[str, ...]:
-    """Name the variants with a committed cell from a kind of processor that no cell of the baseline comes from.
+def trained_elsewhere(root: str | Path, baseline: str, kind: Kind = "terms") -> tuple[str, ...]:
+    """Name the variants with a committed cell of a processor and precision that no cell of the baseline has.
 
     The same seed gives two variants the same first weights and the same data, but processors round differently, and
     the precision of a training follows them: differences between such variants are paired less well.
@@ -178,11 +175,12 @@ def trained_elsewhere(root: str | Path, baseline: str, kind: Kind = "grid") -> t
     Args:
         root: The project's folder.
         baseline: The variant that the others are held against.
-        kind: ``"terms"``, ``"grid"``, ``"switches"`` or ``"long"``.
+        kind: ``"terms"``, ``"switches"`` or ``"long"``.
     """
     cells = committed_cells(root, kind)
-    home = set(cells.loc[cells["variant"] == baseline, "processor"])
-    return tuple(sorted(set(cells.loc[~cells["processor"].isin(home), "variant"])))
+    cells = cells.assign(place=list(zip(cells["processor"], cells["precision"], strict=True)))
+    home = set(cells.loc[cells["variant"] == baseline, "place"])
+    return tuple(sorted(set(cells.loc[~cells["place"].isin(home), "variant"])))
 
 
 def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dict[str, Interval]:
@@ -210,7 +208,7 @@ def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dic
     return found
 
 
-def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
+def publish_grid(root: str | Path, kind: Kind = "terms") -> bool:
     """Write your finished cells at ``demo`` over the committed results.
 
     Other committed cells stay, unless they were trained on other data: with those the new ones cannot be compared. The
@@ -218,7 +216,7 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
 
     Args:
         root: The project's folder.
-        kind: ``"terms"``, ``"grid"``, ``"switches"`` or ``"long"``.
+        kind: ``"terms"``, ``"switches"`` or ``"long"``.
 
     Returns:
         Whether the committed files changed.
@@ -230,7 +228,7 @@ def publish_grid(root: str | Path, kind: Kind = "grid") -> bool:
     root = Path(root)
     folder, target = root / "outputs" / "demo" / OWN[kind], root / COMMITTED[kind]
     cells = [path for path in sorted(folder.glob(f"*/seed-*/{METRICS_FILE}")) if _belongs(_cell_of(path)[0], kind)]
-    if kind != "long" and all(_cell_of(path)[0] in _PARTNERS[kind] for path in cells):
+    if kind != "long" and all(_cell_of(path)[0] in _PARTNERS.get(kind, ()) for path in cells):
         cells = []  # partners alone have nothing to be held against
     if not cells:
         return False
@@ -293,6 +291,40 @@ def paired_differences(table: pd.DataFrame, baseline: str, metric: str) -> pd.Da
     return pd.DataFrame(rows, columns=["variant", "mean", "low", "high", "n"])
 
 
+def compare_steps(
+    table: pd.DataFrame, steps: Mapping[str, tuple[str, str]], metrics: Mapping[str, str]
+) -> pd.DataFrame:
+    """Put what each of several changes does, seed by seed, into words.
+
+    Args:
+        table: From :func:`load_grid`.
+        steps: ``{step: (variant before, variant after)}``.
+        metrics: ``{name: metric}``.
+
+    Returns:
+        One row for every step and metric that the table has a common seed for: ``step``, ``name``, ``before``,
+        ``after``, ``metric``, the columns of :func:`paired_differences` and ``words``, their :func:`verdict`.
+
+    >>> rows = [("all", 1, "auroc", 0.7), ("all", 2, "auroc", 0.8), ("ita", 1, "auroc", 0.6), ("ita", 2, "auroc", 0.7)]
+    >>> table = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
+    >>> compare_steps(table, {"two terms more": ("ita", "all")}, {"probe": "auroc"})["words"].tolist()
+    ['higher by 0.100']
+    """
+    rows = []
+    for step, (before, after) in steps.items():
+        for name, metric in metrics.items():
+            own = table[(table["metric"] == metric) & table["variant"].isin([before, after])]
+            if set(own["variant"]) != {before, after}:
+                continue
+            for row in paired_differences(own, before, metric).to_dict("records"):
+                words = verdict(row["mean"], row["low"], row["high"])
+                cell = {part: row[part] for part in ("mean", "low", "high", "n")}
+                rows.append({"step": step, "name": name, "before": before, "after": after, "metric": metric} | cell)
+                rows[-1]["words"] = words
+    columns = ["step", "name", "before", "after", "metric", "mean", "low", "high", "n", "words"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def verdict(mean: float, low: float, high: float) -> str:
     """Put a difference into words that its interval carries, and no others.
 
@@ -329,7 +361,7 @@ def _belongs(variant: str, kind: Kind) -> bool:
     """Whether a variant has its place in a table: by its group, as a partner, or, among long runs, always."""
     if kind == "long":
         return True
-    return variant in _PARTNERS[kind] or (variant in VARIANTS and VARIANTS[variant].group in _GROUPS[kind])
+    return variant in _PARTNERS.get(kind, ()) or (variant in VARIANTS and VARIANTS[variant].group in _GROUPS[kind])
 
 
 def _cell_of(path: Path) -> tuple[str, str]:

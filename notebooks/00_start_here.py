@@ -155,10 +155,11 @@ run.show(
 # | [13 Phantoms to patients](13_phantoms_to_patients.ipynb) | Does anything learned on phantoms help on patients? | real films, the shortcut lesson, domain shift |
 # | [14 Ablation](14_ablation.ipynb) | What does each alignment add? | the paper's table 4 in miniature, with seeds and intervals |
 # | [15 Grounding](15_grounding.ipynb) | Is token alignment grounding? | a token loss that makes words point, and proof by frozen encoders |
+# | [16 Learning to point](16_learning_to_point.ipynb) | Can a model be trained to point? | the same losses trained from the start, and what their probes pay |
 #
 # Go through them in order. 02 to 05 each take one part of the picture; 06 puts them together; 07 to 11 ask
-# whether it worked; 12 looks at the published code, 13 at real films; 14 and 15 compare trainings with and without each
-# term.
+# whether it worked; 12 looks at the published code, 13 at real films; 14 to 16 compare trainings with and without each
+# term, and with other ones.
 #
 # ## 4. Profiles
 #

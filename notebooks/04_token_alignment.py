@@ -700,7 +700,7 @@ print("prefers the right film in", wilson_interval(int(hits.sum()), n))
 #
 # **3.** Without training the scores of this model carry little, because nothing ever asked for it. Train with
 # `run.config.override(token_form="cta_grounded")`, whose score differs from yours in one detail (which words count), and repeat
-# sections 6 and 7; notebook 15 does it. Memory grows with $B^2 W P$, which is why batches must be small.
+# sections 6 and 7; notebooks 15 and 16 do it. Memory grows with $B^2 W P$, which is why batches must be small.
 #
 # </details>
 #

@@ -171,7 +171,7 @@ pd.DataFrame(recipes).loc[[*shown, "epochs"]]
 # each of two GPUs; its report encoder is the first half of Bio_ClinicalBERT's layers, and the `demo` image encoder is a
 # ResNet-10 with half the usual width. The other difference is not in the table: Bio_ClinicalBERT has filled in the masked words of
 # millions of notes before it meets a film, and the report encoder of `demo` has never read anything. `mlm_epochs` lets it read the
-# training reports first; it is 0 here, and notebook 15 measures what it is worth.
+# training reports first; it is 0 here, and notebook 16 measures what it is worth.
 
 # %%
 from mgca_lib import figures

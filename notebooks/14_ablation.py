@@ -267,7 +267,7 @@ pd.DataFrame(lines).T
 
 # %% [markdown]
 # The same three terms, and one of them asks another question. Now words point, over all findings and at consolidation well above
-# chance; at a pneumothorax they still do not, and six passes are few (notebook 15 has longer trainings). Whoever had read off section 5
+# chance; at a pneumothorax they still do not, and six passes are few (notebook 16 has longer trainings). Whoever had read off section 5
 # that token alignment has nothing to do with place would have blamed the term for its wording.
 #
 # Is it free? Read the last column from top to bottom. Most rows cannot tell, and one says *lower*: on the probe, contrast over films

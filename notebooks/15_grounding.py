@@ -24,7 +24,7 @@
 # - **First read** [04 Token alignment](04_token_alignment.ipynb), which measures that the published maps do not point.
 # - **Time** `smoke` about 30 s, `demo` about six minutes on two CPU cores (nine without bf16), once notebook 06 has trained its model.
 # - **Data** the phantom MIMIC-CXR of notebook 01 with its true masks; boxes that radiologists drew on films of patients,
-#   if notebook 13 found any; the results of the grid.
+#   if notebook 13 found any.
 # - **Departures from upstream** two token losses that MGCA does not have, `cta_grounded` and GLoRIA's local loss.
 #
 # *Research and teaching only; nothing here is fit for clinical use.*
@@ -34,7 +34,6 @@ PROFILE = "demo"  # smoke | demo | paper: the only knob most readers turn
 SEED = 42  # one seed drives Python, NumPy, PyTorch and the data order
 DATA_ROOT = ""  # empty: data/PROFILE in the project
 OUTPUT_DIR = ""  # empty: outputs/PROFILE/NN_name in the project
-GRID_DIR = ""  # cells of your own; empty: outputs/PROFILE/grid in the project
 EPOCHS = 3  # passes over the pairs when heads are trained in sections 5 to 7
 
 # %%
@@ -64,9 +63,7 @@ from mgca_lib.evaluation.local_heads import local_features, train_local_heads, w
 from mgca_lib.evaluation.receptive_field import patch_offset, pixel_influence
 from mgca_lib.evaluation.told_heads import finding_maps, patch_shares, train_label_head, train_mask_head
 from mgca_lib.grid import BOX_TEXTS, FEWEST_PATIENTS, STATED, first_films
-from mgca_lib.grid_results import committed_cells, load_grid, over_seeds, paired_differences, trained_elsewhere, verdict
 from mgca_lib.pretrain import pretrain
-from mgca_lib.variants import VARIANTS
 
 pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
 
@@ -143,7 +140,7 @@ run.show(figure, "ceiling", "The hit rate that no map over the patches can excee
 # %% [markdown]
 # So explanation A is part of the answer for small findings, and no excuse: on this very grid, maps could still hit many
 # times more often than chance. A curve may dip on its way up: a finer grid has more places to point at, but other ones.
-# Remember the curve when you read "eight times chance" in section 10; for a finding that covers a tenth of the film, that is
+# Remember the curve when you read "eight times chance" in section 9; for a finding that covers a tenth of the film, that is
 # four hits in five.
 #
 # ### Where a patch lies
@@ -371,7 +368,7 @@ pd.DataFrame(lines)
 
 # %% [markdown]
 # A map that knows nothing should not mind where it is drawn, and one that knows should gain. Does it? Hold the difference against the
-# intervals before you say so. The move is the same for all findings, and some of them are seen by an edge (section 10), so single
+# intervals before you say so. The move is the same for all findings, and some of them are seen by an edge (section 9), so single
 # findings may go either way, and on tiles of this size the whole may be worth next to nothing. Section 6 comes back to it with
 # smaller tiles. Whoever compares maps of a CNN with masks should ask the gradient first all the same: one cannot know beforehand.
 #
@@ -468,7 +465,7 @@ pd.DataFrame(lines)
 
 # %% [markdown]
 # Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way, or the grid was: finer
-# patches also raise the ceiling (section 10 takes it out). Where it points less often, the finer stage did not know enough. The
+# patches also raise the ceiling (section 9 takes it out). Where it points less often, the finer stage did not know enough. The
 # published loss should be moved by neither. Look at the intervals, too: most pairs overlap, and contrast over films goes either
 # way, so for these heads neither reading wins. Only the large heart, which needs no fine patches, clearly loses by them. The last
 # table draws the finer maps on their tiles once more: the shift is fewer pixels than before, but more of a tile half as wide. For
@@ -630,9 +627,10 @@ for name, (own, shares) in reading.items():
 
 # %% [markdown]
 # Sections 5 to 7 could keep the encoders and train new heads. Not here: an encoder that grew up reading everything has never met
-# words that read little, and a failure would say nothing. They have to be trained that way from the start: the next section.
+# words that read little, and a failure would say nothing. They have to be trained that way from the start, and
+# [notebook 16](16_learning_to_point.ipynb) shows such trainings.
 #
-# ### What training takes away
+# ### What remains of a report
 #
 # Contrast asks that the two vectors of a study meet. It does not ask that either keeps what its own side says. So what remains
 # of a report? A linear probe, this time on *reports*: does this one state the finding? It reads the report's vector in the common
@@ -658,7 +656,8 @@ remains = {
 lines = {}
 for encoders, found in remains.items():
     for key, auroc in found.items():
-        _, finding, source = key.split("/")
+        _, label, source = key.split("/")
+        (finding,) = (name for name, stated in STATED.items() if stated == label)
         run.record(f"{key}/{encoders.replace(' ', '_')}", auroc.as_metric())
         lines.setdefault((source, encoders), {})[finding] = str(auroc)
 pd.DataFrame(lines).sort_index(axis=1, level=0, sort_remaining=False)
@@ -670,146 +669,14 @@ pd.DataFrame(lines).sort_index(axis=1, level=0, sort_remaining=False)
 # drop a finding that patches do not show, and patches have nobody left to learn it from. That would spare what is easy to see and
 # lose what is fine before the film's side has had the time to find it.
 #
-# If so, one more change should help: let the report encoder learn to read first, and then move slowly (`text_rate_factor`), so
-# that it still names the finding when patches begin to see it. That takes time to show, so look for it among the long runs of
-# section 10.
+# If so, a report encoder that has learned to read first, as the paper's had, may have more to keep. That cannot be tried with frozen
+# encoders either: notebook 16, section 9.
 #
-# ## 9. Trained from the start
-#
-# Frozen encoders show what a loss asks. Whoever wants to *use* the change trains with it from the start, and wants to
-# know two things: do words point, and does the linear probe suffer? The grid trained `all` (with the published token loss),
-# `cta_grounded` and `gloria` with the same seeds and a third of the epochs of notebook 06.
-#
-# **Other data than above.** The runs that come with the project (`notebooks/grid/demo.csv` and `switches.csv`) were trained and
-# tested on an *earlier version of the phantoms*: other films, other masks, and so another chance level. A cell below prints
-# whether that is so for the files you have. They were also scored with maps drawn on tiles, before it was known where patches
-# look. Compare them with each other and with the chance in their own figure, and not with sections 5 to 8. Section 6 of
-# [notebook 14](14_ablation.ipynb) shows `all` and `cta_grounded` once more, trained on the phantoms that lie here.
-
-# %%
-by_loss = ("all", "cta_grounded", "gloria")
-by_input = (
-    "cta_grounded",
-    "cta_grounded-stride-8",
-    "cta_grounded-stride-8-window",
-    "cta_grounded-stride-8-window-mlm",
-)
-own_data = run.studies("mimic_cxr").card.table_sha256
-
-
-def say_data(kind):
-    here = set(committed_cells(run.root, kind)["data"]) == {own_data}
-    print(f"{kind}: committed cells trained on", "the data that lie here" if here else "other phantoms than those here")
-
-
-say_data("grid")
-grid = load_grid(run.root, run.profile, GRID_DIR)
-grid = grid[grid["variant"].isin(by_loss)]
-
-
-# %%
-metrics = {finding: f"grounding/{finding}/pointing" for finding in ("all", *shown)}
-
-
-def from_start(table, variants, key):
-    rows = {}
-    chance = table[table["metric"].str.endswith("/chance")].groupby("metric")["value"].first()
-    for finding, metric in metrics.items():
-        by = over_seeds(table, metric)
-        for variant in (name for name in variants if name in by):
-            run.record(f"{key}/{finding}/{variant}/pointing", by[variant].as_metric())
-            rows.setdefault("all findings" if finding == "all" else finding, {})[variant] = vars(by[variant])
-        rows["all findings" if finding == "all" else finding]["chance"] = {
-            "mean": chance[f"grounding/{finding}/chance"]
-        }
-    return figures.interval_dots(rows, value_label="pointing game: hit rate, mean and 95 % t interval over seeds")
-
-
-# %%
-run.show(
-    from_start(grid, by_loss, "grid"),
-    "grid_losses",
-    "Pointing of models trained from scratch with each token loss, over seeds.",
-)
-
-# %% [markdown]
-# The next figure keeps the loss and changes what goes into it: first patches of stride 8, which have seen less (section 6), then
-# also words that read four pieces on either side (section 8).
-#
-# The last step is about reading, too. The paper's report encoder starts from BioClinicalBERT, which had filled in the masked
-# words of millions of clinical notes; ours starts from random numbers, and has to find out what *no* does to *pneumothorax* by
-# looking at films. With `mlm_epochs=10` it fills in masked words of the training reports for ten passes first (masked language
-# modelling, MLM), without any film, and then everything trains as before.
-#
-# **Guess**: which of the three steps is worth most for pointing, and which for the linear probe, which never reads a word?
-
-# %%
-switches = load_grid(run.root, run.profile, GRID_DIR, kind="switches")
-say_data("switches")
-run.show(
-    from_start(switches, by_input, "switches"),
-    "grid_inputs",
-    "Pointing from scratch: as before, with finer patches, with words that read little, with words that have read before.",
-)
-
-# %%
-yardsticks = {"words point, all findings": "grounding/all/pointing"}
-yardsticks |= {f"CheXpert {part}": f"probe/chexpert/auroc/{part}" for part in ("1%", "10%", "100%")}
-yardsticks |= {"report to image, R@5": "retrieval/t2i/r@5"}
-lines = {}
-for label, metric in yardsticks.items():
-    for row in paired_differences(grid, "all", metric).to_dict("records"):
-        lines.setdefault(row["variant"], {})[label] = verdict(row["mean"], row["low"], row["high"])
-        if row["n"] > 1:
-            cell = {key: row[key] for key in ("mean", "low", "high", "n")}
-            run.record(f"grid/{row['variant']}-minus-all/{metric.replace('/', '_')}", cell)
-pd.DataFrame(lines).T.rename_axis("difference to all")
-
-# %% [markdown]
-# Read the probe's columns as the question was put: is the probe *no worse*? "No difference" answers it only together with
-# the number in brackets. Now the same seeds again, one step at a time: first the yardsticks, then the four findings. A step
-# that also changed the kind of processor, and with it the rounding, says so in its name.
-
-# %%
-steps = {
-    "other negatives": ("all", "cta_grounded"),
-    "finer patches": ("cta_grounded", "cta_grounded-stride-8"),
-    "words that read little": ("cta_grounded-stride-8", "cta_grounded-stride-8-window"),
-    "masked words first": ("cta_grounded-stride-8-window", "cta_grounded-stride-8-window-mlm"),
-}
-steps = {
-    label + ", other processor" * (after in trained_elsewhere(run.root, before, "switches")): (before, after)
-    for label, (before, after) in steps.items()
-}
-
-
-def by_steps(table, steps, measures, key):
-    lines = {}
-    for label, (before, after) in steps.items():
-        for name, metric in measures.items():
-            if before not in set(table.loc[table["metric"] == metric, "variant"]):
-                continue
-            for row in paired_differences(table, before, metric).to_dict("records"):
-                if row["variant"] == after:
-                    lines.setdefault(label, {})[name] = verdict(row["mean"], row["low"], row["high"])
-                    if row["n"] > 1:
-                        cell = {part: row[part] for part in ("mean", "low", "high", "n")}
-                        run.record(f"{key}/{after}-minus-{before}/{metric.replace('/', '_')}", cell)
-    return pd.DataFrame(lines).rename_axis("difference")
-
-
-# %%
-by_steps(switches, steps, yardsticks | {finding: metrics[finding] for finding in shown}, "steps")
-
-# %% [markdown]
-# Three seeds separate large effects only. A step may be well motivated (section 8) and still be worth too little to be seen here;
-# "no difference" together with a wide interval says that much and no more.
-#
-# ## 10. Eight times chance?
+# ## 9. Eight times chance?
 #
 # This course set itself a target before any of this was measured: pointing at least eight times chance on four findings.
 # Here is what became of it with the heads of sections 5 and 6, beside what any map over these patches could reach and what
-# the better of the two mask-told heads of section 7 reached. All of it is of this run and of the phantoms that lie here.
+# the better of the two mask-told heads of section 7 reached.
 
 # %%
 rows, pairwise = [], [name for name in ("cta_grounded", "gloria", "cta_grounded-stride-8") if name in summary]
@@ -835,80 +702,14 @@ run.record("target/findings", len(target))
 target.round(3)
 
 # %% [markdown]
-# Heads on frozen encoders are one way to aim at it. The other is to train everything with the new loss, on patches of stride 8
-# and as long as notebook 06: `one_cell.py` of the grid with `EPOCHS = 18`. Such runs are kept with the project
-# (`notebooks/grid/long.csv`), three seeds each, in bf16 on AMD EPYCs of two generations: `all`, with the published loss and the coarse patches, as
-# their partner; the new loss with finer patches, words that read little and masked words first (`mlm`); and on top of that a report
-# encoder that then moves at a fifth of the rate (`slow`) or at a twentieth (`slower`). These two rates were chosen in short runs of
-# seed 42 by the same test phrases, so that seed flatters them.
-#
-# These runs, too, are of the *earlier phantoms* (the next cell prints it), but their maps are drawn where patches look. Their
-# multiples are of the chance of *their* test films, which is not the chance of the table above, so read each table by itself:
-# what lies between the two is not what longer training is worth. **Guess**: which findings reach the target?
-
-# %%
-long = load_grid(run.root, run.profile, kind="long")
-say_data("long")
-long_chance = long[long["metric"].str.endswith("chance")].groupby("metric")["value"].first()
-rows, times_chance = {}, {}
-for finding in shown:
-    blind, metric = long_chance[f"grounding/{finding}/chance"], f"grounding/{finding}/pointing"
-    for variant, hit in over_seeds(long, metric, single=True).items():
-        run.record(f"long/{variant}/{finding}/pointing", hit.as_metric())
-        each = long.loc[(long["variant"] == variant) & (long["metric"] == metric), "value"]
-        times_chance[variant, finding] = hit.mean / blind
-        rows[variant, finding] = {
-            "hit rate": str(hit),
-            "eight times chance": f"{8 * blind:.3f}",
-            "times chance": f"{hit.mean / blind:.1f}",
-            "seeds that reach eight": f"{(each >= 8 * blind).sum()} of {hit.n}",
-        }
-long_variants = [name for name in VARIANTS if name in set(long["variant"])]  # in the order of the text
-pd.DataFrame({(v, f): rows[v, f] for v in long_variants for f in shown if (v, f) in rows}).T
-
-# %%
-for variant, mean in over_seeds(long, "grounding/all/pointing", single=True).items():
-    hits = {finding: times_chance[variant, finding] for finding in shown if (variant, finding) in times_chance}
-    reached = [finding for finding, times in hits.items() if times >= 8]
-    print(f"{variant}: {', '.join(reached) or 'none'} of {len(hits)} findings reach eight; all findings: {mean}")
-
-# %%
-lines = {}
-reading_off = {f"pneumothorax, read off the {side}": f"reading/Pneumothorax/{side}" for side in ("report", "film")}
-for label, metric in (yardsticks | reading_off).items():
-    for variant, value in over_seeds(long, metric, single=True).items():
-        run.record(f"long/{variant}/{metric.replace('/', '_')}", value.as_metric())
-        lines.setdefault(variant, {})[label] = str(value)
-pd.DataFrame({variant: lines[variant] for variant in long_variants}).rename_axis("long runs")
-
-# %% [markdown]
-# Intervals over seeds say how much the next run may differ. The last two rows are the AUROC of section 8, on the earlier
-# phantoms, so compare them along their row and not with that section. If training takes away what a slow report encoder keeps,
-# they should form a chain: the slower it moves, the more its reports still say; the more they say, the more the films learn; and
-# the more the films show, the more often words point. **Guess** where the chain breaks, then run the next cell, in which the same
-# seeds are compared in pairs.
-
-# %%
-long_steps = {
-    "new loss, patches, reading": ("all", "cta_grounded-stride-8-window-mlm"),
-    "and then slow": ("cta_grounded-stride-8-window-mlm", "cta_grounded-stride-8-window-mlm-slow"),
-    "and then slower": ("cta_grounded-stride-8-window-mlm", "cta_grounded-stride-8-window-mlm-slower"),
-}
-by_steps(long, long_steps, yardsticks | {finding: metrics[finding] for finding in shown} | reading_off, "long_steps")
-
-# %% [markdown]
-# A link holds where the verdict is "higher". One seed can tell a fine story: the first slow and slower runs of this course, of seed 42,
-# pointed at pneumothorax several times as often as their partner. The other two seeds are why you see three.
-#
 # ### Beside the mark
 #
 # The game is strict: a pixel inside the mask, or nothing. But some findings are *seen* by their edge. The air of a pneumothorax
 # is dark and empty; what a reader looks for is the fine line where the collapsed lung ends, and the mask, which marks the air,
 # begins behind it. Zhang et al., who invented the game, let a maximum lie up to 15 pixels beside the object, on photographs of
 # about 500. The same share of our films is three pixels. A tolerance makes it easier for everybody, so chance has to be counted
-# with it, too, and so has the habit of looking where a finding usually is. The next table has two kinds of rows: first heads of
-# this run, on the phantoms that lie here, then, marked *long*, the runs on the earlier ones. **Guess**: for which finding will
-# three pixels change the most?
+# with it, too, and so has the habit of looking where a finding usually is. The next table shows heads of this run. **Guess**: for
+# which finding will three pixels change the most?
 
 # %%
 rows = {}
@@ -923,28 +724,13 @@ for name in ("cta", "cta_grounded", "cta_grounded-stride-8", "labels-stride-8", 
             "chance of near": f"{part.near_chance:.3f}",
             "near those of others": f"{part.near_control:.3f}",
         }
-
-# %%
 for finding in shown:
     run.record(f"near/chance/{finding}", first[finding].near_chance)
-    key = f"grounding/{finding}"
-    for variant, near in over_seeds(long, f"{key}/near", single=True).items():
-        run.record(f"near/long/{variant}/{finding}", near.as_metric())
-        strict = over_seeds(long, f"{key}/pointing", single=True)[variant]
-        habit = over_seeds(long, f"{key}/near_control", single=True).get(variant)
-        rows[f"long: {variant}", finding] = {
-            "inside": f"{strict.mean:.3f}",
-            "chance": f"{long_chance[f'grounding/{finding}/chance']:.3f}",
-            "near": str(near),
-            "chance of near": f"{long_chance[f'{key}/near_chance']:.3f}",
-            "near those of others": f"{habit.mean:.3f}" if habit else "",
-        }
 pd.DataFrame(rows).T
 
 # %% [markdown]
 # Compare *near* with the two columns on its right, never with *inside*. What is near clearly more often than either, interval
-# included, has found the finding of this film, if not its middle. Do not compare rows of the two kinds with each other: those
-# marked *long* may be of other phantoms, with chances of their own.
+# included, has found the finding of this film, if not its middle.
 #
 # ### A fairer scale
 #
@@ -961,10 +747,13 @@ between = {
     }
     for finding in shown
 }
+for finding, by in between.items():
+    for name, place in by.items():
+        run.record(f"between/{finding}/{name}", place)
 pd.DataFrame(between).T.rename_axis("0: chance, 1: ceiling").round(2)
 
 # %% [markdown]
-# ## 11. Patients
+# ## 10. Patients
 #
 # On some films of NIH ChestX-ray14 radiologists drew boxes. There is no report, so the name of the label is all that the
 # report encoder reads. Before you run the next cell: encoders that saw phantoms only, words that were learned from
@@ -979,32 +768,40 @@ if there:
         name: grounding.ground_boxes(m, tokenizer, films, texts=BOX_TEXTS, offset=places[name])
         for name, m in models.items()
     }
-    boxes = {name: grounding.summarise_grounding(part, seed=run.seed)["all"] for name, part in boxed.items()}
-    line = {
-        name: {"pointing": str(part.pointing), "boxes of others": f"{part.control:.3f}", "CNR": str(part.contrast)}
-        for name, part in boxes.items()
-    }
-    some = boxes["cta"]
-    print(f"{some.phrases} boxes, {some.pointing.n} patients, chance {some.chance:.3f}, ceiling {some.ceiling:.3f}")
-    for name, part in boxes.items():
-        run.record(f"patients/{name}/pointing", part.pointing.as_metric())
-        run.record(f"patients/{name}/contrast", part.contrast.as_metric())
-        run.record(f"patients/{name}/control", part.control)
-    run.record("patients/chance", some.chance)
 else:
-    line = {}
     print("no films of patients here: notebook 13 says how to get them, and this section then has numbers")
-pd.DataFrame(line)
+
+# %%
+lines = {}
+by_label = {name: grounding.summarise_grounding(part, seed=run.seed) for name, part in boxed.items()}
+for name, labels in by_label.items():
+    for label, part in labels.items():
+        if label == "all" or part.pointing.n >= FEWEST_PATIENTS:
+            key = "patients" if label == "all" else f"patients/{label}"
+            run.record(f"{key}/{name}/pointing", part.pointing.as_metric())
+            run.record(f"{key}/{name}/contrast", part.contrast.as_metric())
+            run.record(f"{key}/{name}/iou", part.iou.as_metric())
+            if np.isfinite(part.control):
+                run.record(f"{key}/{name}/control", part.control)
+            run.record(f"{key}/chance", part.chance)
+            lines[f"{label}, {part.pointing.n} patients", name] = {
+                "chance": f"{part.chance:.3f}",
+                "pointing": str(part.pointing),
+                "boxes of others": f"{part.control:.3f}",
+                "CNR": str(part.contrast),
+                "IoU": str(part.iou),
+            }
+pd.DataFrame(lines).T
 
 # %% [markdown]
-# Hold the intervals against the chance that is printed above them, and then against *boxes of others*: how often the same
-# brightest pixel lies in the boxes of other patients with the label. Opacities lie in lungs, so a map that knows no more
-# than where lungs are is above chance on patients, too. (*CNR* is how much brighter the map is inside the box than outside, in units
-# of its noise; a blind map has 0.) Only what exceeds both is about *this* patient. Few boxes, most of
+# Hold the intervals against *chance*, and then against *boxes of others*: how often the same brightest pixel lies in the boxes of
+# other patients with the label. Opacities lie in lungs, so a map that knows no more than where lungs are is above chance on
+# patients, too. (*CNR* is how much brighter the map is inside the box than outside, in units of its noise; a blind map has 0. *IoU* is
+# the overlap at the threshold that suits it best.) Only what exceeds both is about *this* patient. Few boxes, most of
 # them of one label, give wide intervals; and nothing in this course has ever shown the encoders a patient. Where one of several
 # heads exceeds both, it was the best of several looks, with one seed: a reason to look again, not yet a result.
 #
-# ## 12. A failure, looked at
+# ## 11. A failure, looked at
 #
 # Which finding stays furthest below its ceiling? One phrase of it that missed, with the map of an encoder that knows the
 # truth beside it.
@@ -1042,20 +839,20 @@ print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 # every cue that tells films apart will do, whichever word it belongs to.
 # Contrast over films makes words look; it does not promise that they look at their own finding.
 #
-# ## 13. What we showed, and what not
+# ## 12. What we showed, and what not
 #
 # **Shown.** A ceiling for every finding that no map over the patches can exceed. How far beside its tile a patch of a CNN looks,
 # and what it costs to draw maps on tiles. Two codes on paper, of which the published loss prefers the empty one. With the same
 # frozen encoders, data and steps, new heads trained with the published loss against new heads trained with contrast over films.
 # How much of the film a patch has seen, and what patches that saw less are worth. What the same patches yield to heads that are
-# given labels or masks. How much of the report a word has read, and what words are worth that read little, or that have read
-# before. What training takes away from the report's vector. Models trained from scratch on an earlier version of the phantoms,
-# over seeds, with their probes.
+# given labels or masks. How much of the report a word has read. What training takes away from the report's vector. What
+# became of a target in multiples of chance. Where the same heads look on films of patients.
 #
 # **Not shown.** That words of real reports behave like this: phantom reports have a small vocabulary, and every finding
 # that is mentioned can be seen. That pointing is understanding: a map may be right for the wrong reason. That a told head is
 # the most that patches hold: it has two layers and few films with a rare finding, and trunks that are trained with masks
-# from the start may know more. The heads of sections 5 to 7 were trained with one seed; their intervals are over patients.
+# from the start may know more. The heads were trained with one seed; their intervals are over patients. What happens when the
+# encoders themselves train with another loss: notebook 16.
 #
 # **Where it breaks.** Coarse patches, thin findings. Findings that come together. Films without a report.
 #
@@ -1113,7 +910,6 @@ print(
 #
 # ## References
 #
-# - Devlin et al., *BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding*, NAACL 2019: masked words.
 # - Huang et al., *GLoRIA: A Multimodal Global-Local Representation Learning Framework for Label-efficient Medical Image
 #   Recognition*, ICCV 2021: contrast over pairs by attention-weighted words.
 # - Luo et al., *Understanding the Effective Receptive Field in Deep Convolutional Neural Networks*, NeurIPS 2016.
@@ -1121,7 +917,7 @@ print(
 #   NeurIPS 2022, arXiv 2210.06044, section 3.3 and figure 3.
 # - Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016: the pointing game, with a tolerance.
 #
-# **Next:** back to [00 Start here](00_start_here.ipynb), with data of your own.
+# **Next:** [16 Learning to point](16_learning_to_point.ipynb): the same losses, trained from the start, over seeds.
 
 # %%
 _ = run.finish(question="Is token alignment grounding?", headline="grounding/all/cta_grounded/pointing")

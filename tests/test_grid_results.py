@@ -12,7 +12,15 @@ import pytest
 
 from mgca_lib import grid_results as module
 from mgca_lib.course.summary import RestrictedDataError
-from mgca_lib.grid_results import GridError, grid_table, load_grid, paired_differences, publish_grid, verdict
+from mgca_lib.grid_results import (
+    GridError,
+    compare_steps,
+    grid_table,
+    load_grid,
+    paired_differences,
+    publish_grid,
+    verdict,
+)
 from mgca_lib.variants import VARIANTS
 
 OPEN = {"mimic_cxr": {"sha256": "ab", "source": "phantom", "restricted": False}}
@@ -35,7 +43,7 @@ def write_cell(root, variant, seed, metrics, *, profile="demo", data=OPEN, kind=
     (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "provenance": facts}))
 
 
-def write_committed(root, rows, kind="grid"):
+def write_committed(root, rows, kind="terms"):
     path = root / module.COMMITTED[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = ["variant", "seed", "metric", "value", "low", "high", "n"]
@@ -95,13 +103,13 @@ def test_another_folder_of_cells(project):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "demo.csv: missing"),
+        (None, "terms.csv: missing"),
         ("", "not a readable table"),
         ("variant,seed\nall,1\n", "column 'metric' is missing"),
     ],
 )
 def test_a_committed_table_that_cannot_be_read(project, content, problem):
-    path = project / module.COMMITTED["grid"]
+    path = project / module.COMMITTED["terms"]
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(GridError, match=problem):
         load_grid(project, "demo")
@@ -112,10 +120,10 @@ def test_publishing_keeps_the_cells_of_others(project):
     write_cell(project, "cta_grounded", 1, {"auroc": {"mean": 1 / 3, "low": 0.3, "high": 0.4, "n": 5}})
     assert publish_grid(project)
     assert not publish_grid(project)
-    table = pd.read_csv(project / module.COMMITTED["grid"])
+    table = pd.read_csv(project / module.COMMITTED["terms"])
     assert table["variant"].tolist() == ["all", "cta_grounded", "gloria"]
     assert table.loc[1, ["value", "low", "high", "n"]].tolist() == [0.333333, 0.3, 0.4, 5]
-    facts = json.loads((project / module.COMMITTED["grid"]).with_suffix(".json").read_text())
+    facts = json.loads((project / module.COMMITTED["terms"]).with_suffix(".json").read_text())
     assert facts == {
         "cta_grounded/seed-1": {
             "commit": "c0",
@@ -129,14 +137,10 @@ def test_publishing_keeps_the_cells_of_others(project):
 
 
 def test_every_variant_has_one_table_and_partners_several():
-    places = {
-        name: {kind for kind in ("terms", "grid", "switches") if module._belongs(name, kind)} for name in VARIANTS
-    }
-    assert places.pop("all") == {"terms", "grid", "switches"}
-    assert places.pop("ita+cta") == {"terms", "switches"}
-    assert places.pop("cta_grounded") == {"terms", "grid", "switches"}
-    assert {name for name, kinds in places.items() if kinds == {"terms"}} == {"ita", "ita+cpa"}
-    assert {name for name, kinds in places.items() if kinds == {"grid"}} == {"gloria"}
+    places = {name: {kind for kind in ("terms", "switches") if module._belongs(name, kind)} for name in VARIANTS}
+    for partner in ("all", "ita+cta", "cta_grounded"):
+        assert places.pop(partner) == {"terms", "switches"}
+    assert {name for name, kinds in places.items() if kinds == {"terms"}} == {"ita", "ita+cpa", "gloria"}
     assert all(len(kinds) == 1 for kinds in places.values())
 
 
@@ -150,9 +154,9 @@ def test_switches_have_a_table_of_their_own_with_the_partner_in_it(project):
     assert publish_grid(project, "switches")
     found = {
         kind: dict(load_grid(project, "paper", "nowhere", kind=kind)[["variant", "value"]].itertuples(index=False))
-        for kind in ("grid", "switches")
+        for kind in ("terms", "switches")
     }
-    assert found == {"grid": {"all": 0.9, "gloria": 0.7}, "switches": {"all": 0.9, "queue": 0.8}}
+    assert found == {"terms": {"all": 0.9, "gloria": 0.7}, "switches": {"all": 0.9, "queue": 0.8}}
     own = load_grid(project, "demo", kind="switches")
     assert set(own["variant"]) == {"all", "queue"}
 
@@ -167,6 +171,7 @@ def test_switches_at_another_profile_are_shown_once_what_they_are_held_against_h
 
 
 def test_publishing_drops_cells_that_were_trained_on_other_data(project, capsys):
+    (project / module.COMMITTED["terms"]).unlink()
     for variant, value in (("all", 0.1), ("ita", 0.2), ("ita+cpa", 0.3)):
         write_cell(project, variant, 1, {"auroc": value})
     assert publish_grid(project, "terms")
@@ -184,15 +189,18 @@ def test_publishing_drops_cells_that_were_trained_on_other_data(project, capsys)
     assert list(facts) == ["all/seed-1"]
 
 
-def test_variants_from_another_processor_are_named(project):
-    for name, processor in (("all/seed-1", "A"), ("all/seed-2", "A"), ("ita/seed-1", "A"), ("gloria/seed-1", "B")):
+def test_variants_from_another_computer_are_named(project):
+    places = {"all/seed-1": "A", "all/seed-2": "A", "ita/seed-1": "A", "gloria/seed-1": "B", "queue/seed-1": "A bf16"}
+    for name, place in places.items():
+        processor, _, precision = place.partition(" ")
         facts = {"commit": "", "training_seconds": 1, "hardware": {"processor": processor, "cores": 2}, "data": OPEN}
-        record = (project / module.COMMITTED["grid"]).with_suffix(".json")
+        facts |= {"precision": precision} if precision else {}
+        record = (project / module.COMMITTED["terms"]).with_suffix(".json")
         known = json.loads(record.read_text()) if record.is_file() else {}
         record.write_text(json.dumps(known | {name: facts}))
-    assert module.trained_elsewhere(project, "all") == ("gloria",)
-    assert module.trained_elsewhere(project, "gloria") == ("all", "ita")
-    assert module.committed_cells(project)["precision"].tolist() == [""] * 4
+    assert module.trained_elsewhere(project, "all") == ("gloria", "queue")
+    assert module.trained_elsewhere(project, "gloria") == ("all", "ita", "queue")
+    assert module.committed_cells(project)["precision"].tolist() == ["", "", "", "", "bf16"]
 
 
 def test_long_runs_have_a_table_of_their_own(project):
@@ -203,11 +211,11 @@ def test_long_runs_have_a_table_of_their_own(project):
         ("ita", 0.9, "own"),
         ("all", 0.7, "committed"),
     }
-    before = (project / module.COMMITTED["grid"]).read_bytes()
+    before = (project / module.COMMITTED["terms"]).read_bytes()
     assert not publish_grid(project)
     assert publish_grid(project, "long")
     assert pd.read_csv(project / module.COMMITTED["long"])["value"].tolist() == [0.7, 0.9]
-    assert (project / module.COMMITTED["grid"]).read_bytes() == before
+    assert (project / module.COMMITTED["terms"]).read_bytes() == before
 
 
 def test_a_variant_with_one_seed_keeps_the_interval_of_its_run_if_asked():
@@ -222,11 +230,11 @@ def test_a_variant_with_one_seed_keeps_the_interval_of_its_run_if_asked():
 
 @pytest.mark.parametrize("data", [{}, {"mimic_cxr": {"restricted": True}}, {"a": {"restricted": False}, "b": {}}])
 def test_restricted_data_are_not_published(project, data):
-    before = (project / module.COMMITTED["grid"]).read_bytes()
+    before = (project / module.COMMITTED["terms"]).read_bytes()
     write_cell(project, "gloria", 1, {"auroc": 0.9}, data=data)
     with pytest.raises(RestrictedDataError, match=r"gloria/seed-1/metrics.json: made from restricted or unnamed data"):
         publish_grid(project)
-    assert (project / module.COMMITTED["grid"]).read_bytes() == before
+    assert (project / module.COMMITTED["terms"]).read_bytes() == before
 
 
 def test_differences_are_taken_within_a_seed():
@@ -247,6 +255,32 @@ def test_differences_are_taken_within_a_seed():
         paired_differences(table, "all", "none")
 
 
+def test_steps_are_compared_within_seeds_and_put_into_words():
+    """By hand: the first step's differences are 0.1, 0.2, 0.3, so 0.2 +- 0.2484; its second metric has one seed."""
+    rows = [
+        (name, seed, "m", value)
+        for name, values in {"a": (0.1, 0.2, 0.3), "b": (0.2, 0.4, 0.6), "c": (0.9, 0.9, 0.9)}.items()
+        for seed, value in enumerate(values)
+    ]
+    rows += [("a", 1, "n", 0.5), ("b", 1, "n", 0.75), ("c", 1, "other", 0.0)]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
+    steps = {"first": ("a", "b"), "back": ("b", "a"), "not trained": ("a", "d")}
+    found = compare_steps(table, steps, {"M": "m", "N": "n", "nowhere": "x"})
+    assert found[["step", "name", "before", "after", "metric", "n"]].to_numpy().tolist() == [
+        ["first", "M", "a", "b", "m", 3],
+        ["first", "N", "a", "b", "n", 1],
+        ["back", "M", "b", "a", "m", 3],
+        ["back", "N", "b", "a", "n", 1],
+    ]
+    assert found.loc[0, ["mean", "low", "high"]].tolist() == pytest.approx([0.2, -0.048414, 0.448414], abs=1e-5)
+    assert found["mean"].tolist() == pytest.approx([0.2, 0.25, -0.2, -0.25])
+    assert found["words"].tolist()[:2] == [
+        "no difference at this size (at most 0.448 either way)",
+        "one seed: no verdict",
+    ]
+    assert compare_steps(table, {}, {}).columns.tolist() == found.columns.tolist()
+
+
 def test_the_course_runs_a_notebook_again_when_a_table_that_it_reads_has_changed(repository):
     """The Snakefile names the tables by hand; each notebook's own calls say which it loads."""
     (listed,) = re.findall(r"^READ_GRID = (\{.*?^\})", (repository / "Snakefile").read_text(), re.MULTILINE | re.DOTALL)
@@ -254,7 +288,7 @@ def test_the_course_runs_a_notebook_again_when_a_table_that_it_reads_has_changed
     for path in sorted((repository / "notebooks").glob("[0-9]*.py")):
         for call in re.findall(r"^.*= load_grid\((.*)\)$", path.read_text(), re.MULTILINE):
             kind = re.search(r'kind="(\w+)"', call)
-            read.setdefault(path.stem, set()).add(module.COMMITTED[kind[1] if kind else "grid"].stem)
+            read.setdefault(path.stem, set()).add(module.COMMITTED[kind[1] if kind else "terms"].stem)
     assert {name: set(tables) for name, tables in ast.literal_eval(listed).items()} == read
 
 
@@ -273,45 +307,34 @@ def test_words_follow_from_the_interval(numbers, words):
     assert verdict(*numbers) == words
 
 
-def test_the_committed_long_runs_are_whole(repository):
-    table = module.read_committed(repository, "long")
-    facts = json.loads((repository / module.COMMITTED["long"]).with_suffix(".json").read_text())
-    cells = {(row.variant, int(row.seed)) for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
-    assert {f"{variant}/seed-{seed}" for variant, seed in cells} == set(facts)
-    assert {variant for variant, _ in cells} <= set(VARIANTS)
-    assert set(table.loc[table["metric"] == "pretrain/epochs", "value"]) == {18}
-    assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
-
-
 def test_the_committed_switches_are_whole(repository):
     """The partners and every switch, three seeds each, of one data table."""
     table = module.read_committed(repository, "switches")
     facts = json.loads((repository / module.COMMITTED["switches"]).with_suffix(".json").read_text())
     wanted = {"all", "ita+cta", "cta_grounded"}
     wanted |= {name for name, variant in VARIANTS.items() if variant.group not in ("ablation", "grounding")}
-    wanted -= {name for name in wanted if "-mlm-slow" in name}  # long runs alone
     cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
     assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)}
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
 
 
 @pytest.mark.parametrize(
-    ("kind", "wanted", "seeds"),
+    ("kind", "wanted", "epochs"),
     [
-        ("terms", {"ita", "ita+cta", "ita+cpa", "all", "cta_grounded"}, {42, 43, 44}),
-        ("grid", {"all", "cta_grounded", "gloria"}, {42, 43, 44}),
+        ("terms", {"ita", "ita+cta", "ita+cpa", "all", "cta_grounded", "gloria"}, 6),
+        ("long", {"all", "cta_grounded-stride-8-window-mlm"}, 18),
     ],
 )
-def test_the_committed_results_are_whole(repository, kind, wanted, seeds):
+def test_the_committed_results_are_whole(repository, kind, wanted, epochs):
     """Every variant that the notebooks compare, with every seed, of one data table and one kind of processor."""
     table = module.read_committed(repository, kind)
     facts = json.loads((repository / module.COMMITTED[kind]).with_suffix(".json").read_text())
     cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
-    assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in seeds}
+    assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)}
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
     assert module.trained_elsewhere(repository, "all", kind) == ()
     assert not [
         name for cell in facts.values() for name, card in cell["data"].items() if card["restricted"] is not False
     ]
-    settings = table[table["metric"].isin(["pretrain/pairs", "pretrain/epochs"])]
-    assert settings.groupby("metric")["value"].nunique().to_dict() == {"pretrain/epochs": 1, "pretrain/pairs": 1}
+    assert set(table.loc[table["metric"] == "pretrain/epochs", "value"]) == {epochs}
+    assert table.loc[table["metric"] == "pretrain/pairs", "value"].nunique() == 1

@@ -43,6 +43,7 @@ NAMES = (
     "13_phantoms_to_patients",
     "14_ablation",
     "15_grounding",
+    "16_learning_to_point",
 )
 
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=[path.stem for path in SOURCES])
