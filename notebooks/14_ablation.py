@@ -270,10 +270,11 @@ pd.DataFrame(lines).T
 # chance; at a pneumothorax they still do not, and six passes are few (notebook 16 has longer trainings). Whoever had read off section 5
 # that token alignment has nothing to do with place would have blamed the term for its wording.
 #
-# Is it free? Read the last column from top to bottom. Most rows cannot tell, and one says *lower*: on the probe, contrast over films
-# seems to cost something in trainings as short as these. It is one of ten rows, so hold it as loosely as one that says *higher*. And
-# whoever looks at the probe alone sees a small loss and nothing of what has been won: *which yardstick* is as much a part of an
-# ablation as *which row*.
+# Is it free? Read the last column from top to bottom. On the probe no row can tell. These trainings were made twice, and the first time, in
+# fp32 on another kind of processor, one of the ten rows said *lower*: contrast over films seemed to cost the probe something. It could have been
+# a finding, with an explanation ready; the second set of trainings, with the same seeds, does not repeat it. So hold a single row loosely, and
+# repeat before you explain. And whoever looks at the probe alone sees nothing of what has been won: *which yardstick* is as much a part of
+# an ablation as *which row*.
 #
 # ## 7. How many seeds would it take?
 #
