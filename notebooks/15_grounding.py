@@ -783,7 +783,8 @@ for name, labels in by_label.items():
             run.record(f"{key}/{name}/iou", part.iou.as_metric())
             if np.isfinite(part.control):
                 run.record(f"{key}/{name}/control", part.control)
-            run.record(f"{key}/chance", part.chance)
+            if name == "pretrained":  # the same boxes for all
+                run.record(f"{key}/chance", part.chance)
             lines[f"{label}, {part.pointing.n} patients", name] = {
                 "chance": f"{part.chance:.3f}",
                 "pointing": str(part.pointing),
