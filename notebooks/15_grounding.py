@@ -466,9 +466,8 @@ pd.DataFrame(lines)
 # %% [markdown]
 # Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way, or the grid was: finer
 # patches also raise the ceiling (section 9 takes it out). Where it points less often, the finer stage did not know enough. The
-# published loss should be moved by neither. Look at the intervals, too: most pairs overlap, and contrast over films goes either
-# way, so for these heads neither reading wins. Only the large heart, which needs no fine patches, clearly loses by them. The last
-# table draws the finer maps on their tiles once more: the shift is fewer pixels than before, but more of a tile half as wide. For
+# published loss should be moved by neither. Look at the intervals, too: where the two of a pair overlap, one seed cannot tell, and
+# neither reading wins. The last table draws the finer maps on their tiles once more: the shift is fewer pixels than before, but more of a tile half as wide. For
 # these heads the drawing decides no more than it did in section 5.
 #
 # ### Look at it
