@@ -218,6 +218,15 @@ def test_long_runs_have_a_table_of_their_own(project):
     assert (project / module.COMMITTED["terms"]).read_bytes() == before
 
 
+def test_long_runs_at_another_profile_are_shown_once_the_committed_variants_have_two_seeds(project):
+    write_committed(project, [(name, 1, "auroc", 0.7, None, None, None) for name in ("all", "queue")], "long")
+    for name in ("queue", "all"):
+        assert set(load_grid(project, "paper", kind="long")["source"]) == {"committed"}
+        for seed in (1, 2):
+            write_cell(project, name, seed, {"auroc": 0.5}, profile="paper", kind="long")
+    assert set(load_grid(project, "paper", kind="long")["source"]) == {"own"}
+
+
 def test_a_variant_with_one_seed_keeps_the_interval_of_its_run_if_asked():
     """By hand: 0.1 and 0.3 have mean 0.2 and deviation 0.1414; t(1) = 12.706, so 0.2 +- 1.2706."""
     rows = [("ita", 1, "m", 0.1, 0.0, 0.2), ("ita", 2, "m", 0.3, 0.2, 0.4), ("all", 1, "m", 0.5, 0.4, 0.7)]
