@@ -173,7 +173,7 @@ def test_word_numbers_need_a_fast_tokenizer(monkeypatch):
     class Slow:
         is_fast = False
 
-    monkeypatch.setattr("mgca_lib.data.tokenization.AutoTokenizer.from_pretrained", lambda source: Slow())
+    monkeypatch.setattr("mgca_lib.data.tokenization.AutoTokenizer.from_pretrained", lambda source, **_: Slow())
     with pytest.raises(TokenizerError, match="has no fast version"):
         load_tokenizer("somewhere")
 
