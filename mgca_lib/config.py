@@ -21,6 +21,7 @@ TOKEN_SWITCHES = (
     "padded_batchnorm",
     "padded_softmax",
     "unnormalized_context",
+    "separator_word",
 )
 """Deviations of the published token alignment, each a setting of :class:`AlignmentConfig` of this name."""
 
@@ -147,7 +148,7 @@ class AlignmentConfig:
     mask_same_text: bool = _setting(False, "studies whose reports read alike are no negatives of each other in ITA")
     upstream: Upstream = _setting(
         "",
-        "token alignment as published, by the switches below: vit (all five) or resnet (four); empty: corrected",
+        "token alignment as published, by the switches below: vit (all six) or resnet (five); empty: corrected",
     )
     shifted_word_weights: bool = _setting(False, "as upstream: a word piece gets the attention of its right neighbour")
     lost_last_word: bool = _setting(False, "as upstream: a report that fills all max_pieces loses its last word")
@@ -156,9 +157,7 @@ class AlignmentConfig:
     unnormalized_context: bool = _setting(
         False, "as upstream's ViT: what a patch reads from the report keeps its length in CTA"
     )
-    separator_word: bool = _setting(
-        False, "as upstream, but not part of its names: [SEP] stays a word in CTA, without weight of its own"
-    )
+    separator_word: bool = _setting(False, "as upstream: [SEP] stays a word in CTA, without weight of its own")
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -196,10 +195,6 @@ class AlignmentConfig:
             _require(self, name, off or self.token_weight > 0, "token_weight is 0")
             read = self.token_form == "cta" or name in ("lost_last_word", "padded_batchnorm")
             _require(self, name, off or read, f"token_form {self.token_form} does not read it")
-        off = not self.separator_word
-        _require(self, "separator_word", off or self.token_weight > 0, "token_weight is 0")
-        published = self.token_form == "cta"
-        _require(self, "separator_word", off or published, f"token_form {self.token_form} does not read it")
 
     def spelled_out(self) -> "AlignmentConfig":
         """Return the same settings with ``upstream`` replaced by the single switches that it stands for.

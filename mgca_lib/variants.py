@@ -97,6 +97,12 @@ _ALL = (
         "What a patch reads from the report is not put back to unit length.",
     ),
     Variant(
+        "quirk-separator-word",
+        "quirks",
+        {"separator_word": True},
+        "[SEP] is a word that patches may read, without weight of its own.",
+    ),
+    Variant(
         "quirk-local-negatives",
         "quirks",
         {"gather": False, "local_groups": 2},
@@ -113,7 +119,7 @@ _ALL = (
         "upstream-vit",
         "quirks",
         {"upstream": "vit"},
-        "The token alignment of the published ViT branch: its five quirks together.",
+        "The token alignment of the published ViT branch: its six quirks together.",
     ),
 )
 

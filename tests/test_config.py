@@ -133,8 +133,6 @@ def test_token_switches_are_refused_where_nothing_reads_them(name):
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"separator_word": True, "token_weight": 0.0}, "separator_word = True: token_weight is 0"),
-        ({"separator_word": True, "token_form": "gloria"}, "separator_word = True: token_form gloria does not read it"),
         ({"mask_same_text": True, "instance_weight": 0.0}, "mask_same_text = True: instance_weight is 0"),
         ({"upstream": "vit", "token_weight": 0.0}, "upstream = 'vit': token_weight is 0"),
         ({"local_groups": 2}, "local_groups = 2: needs gather off"),
@@ -156,7 +154,7 @@ def test_upstream_spells_itself_out():
     assert corrected.spelled_out() is corrected
     resnet = AlignmentConfig(num_prototypes=7, upstream="resnet").spelled_out()
     vit = AlignmentConfig(num_prototypes=7, upstream="vit").spelled_out()
-    assert [getattr(resnet, name) for name in TOKEN_SWITCHES] == [True, True, True, True, False]
+    assert [getattr(resnet, name) for name in TOKEN_SWITCHES] == [True, True, True, True, False, True]
     assert all(getattr(vit, name) for name in TOKEN_SWITCHES)
     assert (resnet.upstream, vit.upstream, vit.num_prototypes) == ("", "", 7)
 

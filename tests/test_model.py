@@ -301,7 +301,7 @@ def test_the_separator_is_a_word_without_weight(studies):
 
 
 def test_upstream_is_its_switches_together(studies, batch):
-    names = ("shifted_word_weights", "lost_last_word", "padded_batchnorm", "padded_softmax")
+    names = ("shifted_word_weights", "lost_last_word", "padded_batchnorm", "padded_softmax", "separator_word")
     for upstream, more in (("resnet", ()), ("vit", ("unnormalized_context",))):
         together = model_of(studies, **dict.fromkeys((*names, *more), True))(batch)[0]
         combined = model_of(studies, upstream=upstream)(batch)[0]
