@@ -97,7 +97,7 @@ pd.DataFrame({"what it changes": {name: VARIANTS[name].changes for name in quirk
 # | 6 | lets padding into BatchNorm, and into every softmax over words | keeps it out of both | `padded_batchnorm`, `padded_softmax`: sections 2 to 4 |
 # | 7 | computes padded words as queries, too | as well, in batches | none: their weight is zero |
 # | 8 | leaves a patch's read-out shorter than one (ViT only) | unit length | `unnormalized_context`: sections 2 to 4 |
-# | 9 | keeps [SEP] among the words that patches may read | [SEP] is no word | `separator_word`; not measured yet, and not part of `upstream-vit` |
+# | 9 | keeps [SEP] among the words that patches may read | [SEP] is no word | `separator_word`: sections 2 to 4 |
 # | 10 | clips weights in a loop, and trips over a single non-zero one | quantiles of all reports at once | none: the same numbers, by the parity tests |
 # | 11 | keeps the attention map with a hook, and so its graph | computes the class token's row anew | time and memory: the baseline has the hook |
 # | 12 | freezes the prototypes for one epoch, at rates near zero | does the same | `freeze_prototypes_epochs`; hardly felt either way |
@@ -219,6 +219,23 @@ for kept_length, gap in ((False, 31 / math.sqrt(32**2 + 1)), (True, 31 / 33)):
 # read-out of length 0.14: its logits shrink to a seventh, as if its temperature were seven times as high. Section 3
 # measures the lengths.
 #
+# ### The separator among the words
+#
+# `[SEP]` closes every report and means nothing. The published code files it as one more word: patches may read it, and
+# the other words have to be told from it. Its own weight is zero, so it never asks for a patch itself. A model that knows
+# nothing about a report of two words scores $\ln 2$. And with the separator beside them?
+
+# %%
+settings = {"word_keep": torch.ones(1, 3) > 0, "word_weight": torch.tensor([[0.5, 0.5, 0.0]]), "patch_weight": None}
+with_separator = token_alignment_parts(torch.ones(1, 3, 8), torch.ones(1, 4, 8), **settings).word_side
+print(f"with the separator {with_separator:.3f} = ln 3")
+assert abs(with_separator - math.log(3)) < 1e-5
+
+# %% [markdown]
+# One negative more, the same in every report: what padding does, but once. It has another side. Most patches show nothing
+# that the report speaks of, and the loss makes each of them read *some* word all the same. A vector that means nothing is
+# a place to look away to. Whether a model uses it as one, section 3 can measure.
+#
 # ### Negatives from one GPU
 #
 # The published run used two GPUs with 72 pairs each, and neither saw the other's. For a model that knows nothing,
@@ -337,6 +354,27 @@ run.record("occasions/length_of_readouts", lengths[temperatures.index(0.1)])
 print(f"at the published temperature: {lengths[temperatures.index(0.1)]:.3f}")
 
 # %% [markdown]
+# And the separator: how much of its attention would a patch of this model pay it, in a report of so many words? Equal
+# shares are what a patch without any preference pays.
+
+# %%
+kept = build_model(variant_config(run.config, "quirk-separator-word"), tokenizer).to(run.device).eval()
+kept.load_state_dict(model.state_dict())
+with torch.inference_mode():
+    _, film, text = kept(batch)
+scores = torch.einsum("bwd,bpd->bwp", text.local, film.local) / run.config.alignment.token_temperature
+attention = scores.masked_fill(~text.keep[..., None], -torch.inf).softmax(dim=1)
+last = text.keep.sum(dim=1) - 1  # the separator stands behind the last word
+paid = float(attention[torch.arange(len(last)), last].mean())
+equal = float((1 / text.keep.sum(dim=1)).mean())
+run.record("occasions/attention_to_separator", paid)
+run.record("occasions/attention_to_separator_equal_shares", equal)
+print(f"a patch pays the separator {paid:.1%} of its attention; equal shares are {equal:.1%}")
+
+# %% [markdown]
+# This model was trained without the separator among its words, so what it pays is what an unknown vector gets. A model
+# trained with it may learn to use it.
+#
 # ### The same weights under every switch
 #
 # The losses of one batch of test pairs, drawn at random as in training, with the trained weights and each switch in turn. Only
@@ -373,16 +411,12 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # The grid trains every variant with several seeds, each on the same data for the same number of steps, and measures
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
-# interval of the mean difference is Student's, over seeds. The results that come with the project are a table of their own
-# (`notebooks/grid/switches.csv`), with an `all` of its own, and its maps were drawn on tiles: numbers of notebooks 14 and 16
-# are another draw, and perhaps of other phantoms. One thing may spoil the pairing: rounding. Variants that were trained on
-# another kind of processor than `all` share less with it, and the cell names them.
+# interval of the mean difference is Student's, over seeds. One thing may spoil the pairing: rounding. Variants that were
+# trained on another kind of processor than `all` share less with it, and the cell names them.
 #
 # The cell also says whether these trainings saw the phantoms that lie here. Where it prints *other phantoms than those
-# here*, they were made on an earlier version of them (or you are not at `demo`). Every difference below is then one between
-# trainings on that version, which is fair, since variant and `all` had the same data. But no score of this section may be
-# held against one of the model of notebook 06, and the occasions of section 3 were counted on the phantoms here: they tell
-# what is rare and what is common, and the counts of the earlier version may be a little different.
+# here*, you are at another profile than `demo`, or have made other data: the differences below are fair all the same, since
+# variant and `all` had the same data, but no score of this section may be held against one of the model of notebook 06.
 #
 # A variant with no seeds in the table has not been trained for the results that come with the project, and is missing from
 # what follows: `make grid VARIANTS="quirk-weight-shift ..."` trains it, in a quarter of an hour for three seeds. Where all of
@@ -522,8 +556,7 @@ pd.Series(same_sign, dtype=str).to_frame("probe, all three fractions")
 #
 # Look back at the occasions of section 3, and then at the row `same-text-masked` of section 4. It masks pairs of equal
 # reports. How many pairs would it mask in a training as long as that of notebook 06, on the phantoms here? (Those of the
-# grid are shorter, and perhaps on an earlier version, whose reports were written in much the same way: read the share for
-# its size, not for its digits.)
+# grid are shorter; the share is the same.)
 
 # %%
 steps = len(train) // batch_size * run.config.training.epochs
