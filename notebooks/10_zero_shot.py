@@ -291,6 +291,8 @@ for split in ("train", "test"):
 run.record("zero_shot/5x200/accuracy/mgca", outcome["train", "none"].accuracy.as_metric())
 run.record("zero_shot/5x200/accuracy/mgca_standardized", outcome["train", "images"].accuracy.as_metric())
 run.record("zero_shot/5x200/accuracy/mgca_expert_labels", outcome["test", "none"].accuracy.as_metric())
+standardized = outcome["test", "images"].accuracy
+run.record("zero_shot/5x200/accuracy/mgca_expert_labels_standardized", standardized.as_metric())
 run.record("zero_shot/5x200/accuracy/chance", outcome["train", "none"].majority)
 run.record("zero_shot/5x200/per_class", int(available["train"].min()))
 
@@ -392,6 +394,8 @@ for name, width in spread.items():
     one = results["mgca"].auroc if name == "macro average" else results["mgca"].per_class[name]
     print(f"{name:17s} over wordings {width:.3f}, width of the interval over films {one.high - one.low:.3f}")
     run.record(f"zero_shot/chexpert/wording_spread/{key(name)}", width)
+    for number, wording in enumerate(wordings, start=1):
+        run.record(f"zero_shot/chexpert/auroc/{key(name)}/wording_{number}", table.loc[name, wording])
 
 # %% [markdown]
 # ### Choosing a wording without cheating
@@ -688,11 +692,11 @@ print("not answered yet" if my_cosine is None else "right")
 
 # %% [markdown]
 # **2. Modify.** Write one sentence for and one against the finding of section 6 that beat the course's prompts on the
-# *validation* films. The cell holds a first attempt; if that is "better" already, beat it, too. Only then look at the
-# test films, once.
+# *validation* films. The two in the cell say nothing about it; replace them. Only when yours are better, look at the test films,
+# once.
 
 # %%
-mine = PromptSet("mine", {worst: ("There is " + worst.lower() + ".",)}, {worst: ("The lungs are clear.",)})
+mine = PromptSet("mine", {worst: ("This is a chest film.",)}, {worst: ("No prior film for comparison.",)})
 
 
 def auroc_of(prompt_set, split):

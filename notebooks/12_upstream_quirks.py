@@ -398,7 +398,8 @@ switched = [name for name in quirks if name != "quirk-one-text-layer"]
 change = {name: {part: value - base[part] for part, value in losses_under(name).items()} for name in switched}
 for name, parts in change.items():
     assert name.startswith("quirk-local") or parts["prototype"] == 0, "no token quirk reaches the prototypes"
-    run.record(f"loss_change/{name}/token", parts["token"])
+    for part, value in parts.items():
+        run.record(f"loss_change/{name}/{part}", value)
 pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 
 # %% [markdown]
