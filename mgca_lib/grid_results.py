@@ -5,11 +5,12 @@ tables, with how they came about in a ``.json`` beside each. ``make grid`` repea
 place of the committed ones. The same seed gives every variant the same data in the same order, so variants are compared
 by differences within a seed.
 
-There are three committed tables, and no numbers are compared across them, since each may have been trained on another
+There are four committed tables, and no numbers are compared across them, since each may have been trained on another
 computer: ``"terms"``, the paper's table 4 and the losses that could take the place of its token term, for notebooks 14
-and 16; ``"switches"``, further settings of some of them, for notebooks 11, 12 and 16; and ``"long"``, with three times
-as many epochs, whose cells live in ``outputs/PROFILE/long``. What a variant is held against stands in its table,
-trained beside it. Cells of one table share their number of epochs and their data.
+and 16; ``"inputs"``, what goes into such a loss, for notebook 16; ``"switches"``, prototypes and the published code's
+deviations, for notebooks 11 and 12; and ``"long"``, with three times as many epochs, whose cells live in
+``outputs/PROFILE/long``. What a variant is held against stands in its table, too. Cells of one table share their number
+of epochs and their data.
 """
 
 import json
@@ -25,27 +26,30 @@ from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metric
 from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
-Kind = Literal["terms", "switches", "long"]
+Kind = Literal["terms", "inputs", "switches", "long"]
 
 COMMITTED = MappingProxyType(
     {
         "terms": Path("notebooks", "grid", "terms.csv"),
+        "inputs": Path("notebooks", "grid", "inputs.csv"),
         "switches": Path("notebooks", "grid", "switches.csv"),
         "long": Path("notebooks", "grid", "long.csv"),
     }
 )
 """The tables that come with the project, by kind; how their cells came about is in the ``.json`` beside each."""
-OWN = MappingProxyType({"terms": "grid", "switches": "grid", "long": "long"})
+OWN = MappingProxyType({"terms": "grid", "inputs": "grid", "switches": "grid", "long": "long"})
 """Where cells of your own are, below ``outputs/PROFILE``."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
 """What notebooks 14 and 16 compare, and ``make grid`` trains unless told otherwise."""
 _CELL = ["variant", "seed"]
 _GROUPS = MappingProxyType(
-    {"terms": ("ablation", "grounding"), "switches": ("patches", "words", "prototypes", "quirks")}
+    {"terms": ("ablation", "grounding"), "inputs": ("patches", "words"), "switches": ("prototypes", "quirks")}
 )
 # Variants of other groups with a place in a table: what its own are held against.
-_PARTNERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"switches": ("all", "ita+cta", "cta_grounded")})
+_PARTNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"inputs": ("cta_grounded",), "switches": ("all", "ita+cta")}
+)
 
 
 class GridError(ValueError):
@@ -86,7 +90,7 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
         root: The project's folder.
         profile: Whose own cells to read.
         folder: Folder of own cells; empty: that of :data:`OWN` in the project.
-        kind: ``"terms"``, ``"switches"``, or ``"long"`` for the cells with all epochs.
+        kind: A name of :data:`COMMITTED`; ``"long"`` for the cells with all epochs.
 
     Returns:
         As :func:`grid_table`; ``source`` is ``"own"`` or ``"committed"``.
@@ -115,7 +119,7 @@ def read_committed(root: str | Path, kind: Kind = "terms") -> pd.DataFrame:
 
     Args:
         root: The project's folder.
-        kind: ``"terms"``, ``"switches"`` or ``"long"``.
+        kind: A name of :data:`COMMITTED`.
 
     Raises:
         GridError: the file is missing or damaged.
@@ -140,7 +144,7 @@ def committed_cells(root: str | Path, kind: Kind = "terms") -> pd.DataFrame:
 
     Args:
         root: The project's folder.
-        kind: ``"terms"``, ``"switches"`` or ``"long"``.
+        kind: A name of :data:`COMMITTED`.
 
     Returns:
         One row a cell: ``variant``, ``seed``, ``commit``, ``training_seconds``, ``processor``, ``cores``, ``precision``
@@ -175,7 +179,7 @@ def trained_elsewhere(root: str | Path, baseline: str, kind: Kind = "terms") -> 
     Args:
         root: The project's folder.
         baseline: The variant that the others are held against.
-        kind: ``"terms"``, ``"switches"`` or ``"long"``.
+        kind: A name of :data:`COMMITTED`.
     """
     cells = committed_cells(root, kind)
     cells = cells.assign(place=list(zip(cells["processor"], cells["precision"], strict=True)))
@@ -216,7 +220,7 @@ def publish_grid(root: str | Path, kind: Kind = "terms") -> bool:
 
     Args:
         root: The project's folder.
-        kind: ``"terms"``, ``"switches"`` or ``"long"``.
+        kind: A name of :data:`COMMITTED`.
 
     Returns:
         Whether the committed files changed.

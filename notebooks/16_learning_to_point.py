@@ -75,11 +75,11 @@ pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
 
 # %%
 terms = load_grid(run.root, run.profile, GRID_DIR, kind="terms")
-switches = load_grid(run.root, run.profile, GRID_DIR, kind="switches")
+inputs = load_grid(run.root, run.profile, GRID_DIR, kind="inputs")
 long = load_grid(run.root, run.profile, kind="long")
 own_data = run.studies("mimic_cxr").card.table_sha256
 rows = {}
-for kind, table in {"terms": terms, "switches": switches, "long": long}.items():
+for kind, table in {"terms": terms, "inputs": inputs, "long": long}.items():
     cells = committed_cells(run.root, kind)
     look = set(table.loc[table["metric"] == "looks/rows", "variant"])
     rows[kind] = {
@@ -193,7 +193,7 @@ differences(terms, by_loss, metrics | yardsticks, "losses")
 
 # %%
 by_input = ("cta_grounded", "cta_grounded-stride-8", "cta_grounded-stride-8-window", NEW)
-figure = figures.interval_dots(pointing(switches, by_input, "inputs"), value_label=hit_rate)
+figure = figures.interval_dots(pointing(inputs, by_input, "inputs"), value_label=hit_rate)
 run.show(
     figure,
     "inputs",
@@ -207,10 +207,10 @@ steps = {
     "masked words first": ("cta_grounded-stride-8-window", NEW),
 }
 steps = {
-    label + ", other computer" * (after in trained_elsewhere(run.root, before, "switches")): (before, after)
+    label + ", other computer" * (after in trained_elsewhere(run.root, before, "inputs")): (before, after)
     for label, (before, after) in steps.items()
 }
-differences(switches, steps, metrics | yardsticks, "inputs")
+differences(inputs, steps, metrics | yardsticks, "inputs")
 
 # %% [markdown]
 # A step that also changed the kind of processor or the precision, and with it the rounding, says so, as far as that was recorded. Look at the probe

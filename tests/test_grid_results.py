@@ -137,9 +137,10 @@ def test_publishing_keeps_the_cells_of_others(project):
 
 
 def test_every_variant_has_one_table_and_partners_several():
-    places = {name: {kind for kind in ("terms", "switches") if module._belongs(name, kind)} for name in VARIANTS}
-    for partner in ("all", "ita+cta", "cta_grounded"):
-        assert places.pop(partner) == {"terms", "switches"}
+    kinds = ("terms", "inputs", "switches")
+    places = {name: {kind for kind in kinds if module._belongs(name, kind)} for name in VARIANTS}
+    for partner, other in {"all": "switches", "ita+cta": "switches", "cta_grounded": "inputs"}.items():
+        assert places.pop(partner) == {"terms", other}
     assert {name for name, kinds in places.items() if kinds == {"terms"}} == {"ita", "ita+cpa", "gloria"}
     assert all(len(kinds) == 1 for kinds in places.values())
 
@@ -163,7 +164,7 @@ def test_switches_have_a_table_of_their_own_with_the_partner_in_it(project):
 
 def test_switches_at_another_profile_are_shown_once_what_they_are_held_against_has_two_seeds(project):
     write_committed(project, [("all", 1, "auroc", 0.2, None, None, None)], "switches")
-    for name in ("queue", "all", "ita+cta", "cta_grounded"):
+    for name in ("queue", "all", "ita+cta"):
         assert set(load_grid(project, "paper", kind="switches")["source"]) == {"committed"}
         for seed in (1, 2):
             write_cell(project, name, seed, {"auroc": 0.5}, profile="paper")
@@ -316,12 +317,15 @@ def test_words_follow_from_the_interval(numbers, words):
     assert verdict(*numbers) == words
 
 
-def test_the_committed_switches_are_whole(repository):
-    """The partners and every switch, three seeds each, of one data table."""
-    table = module.read_committed(repository, "switches")
-    facts = json.loads((repository / module.COMMITTED["switches"]).with_suffix(".json").read_text())
-    wanted = {"all", "ita+cta", "cta_grounded"}
-    wanted |= {name for name, variant in VARIANTS.items() if variant.group not in ("ablation", "grounding")}
+@pytest.mark.parametrize(
+    ("kind", "partners", "groups"),
+    [("inputs", {"cta_grounded"}, ("patches", "words")), ("switches", {"all", "ita+cta"}, ("prototypes", "quirks"))],
+)
+def test_the_committed_settings_are_whole(repository, kind, partners, groups):
+    """The partners and every setting, three seeds each, of one data table."""
+    table = module.read_committed(repository, kind)
+    facts = json.loads((repository / module.COMMITTED[kind]).with_suffix(".json").read_text())
+    wanted = partners | {name for name, variant in VARIANTS.items() if variant.group in groups}
     cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
     assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)}
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
