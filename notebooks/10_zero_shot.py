@@ -125,6 +125,8 @@ for name, one in models.items():
     own = np.diagonal(cosine, offset=len(prompts.classes))
     others = cosine[: len(apart), : len(apart)][apart]
     print(f"{name:7s} finding and its denial {own.mean():+.2f}, finding and another finding {others.mean():+.2f}")
+    run.record(f"prompts/cosine/finding_and_denial/{name}", own.mean())
+    run.record(f"prompts/cosine/finding_and_other_finding/{name}", others.mean())
 figure = figures.similarity_matrix(
     cosine, rows=names, columns=names, row_label="", column_label="", title="class vectors of the trained model"
 )
@@ -133,8 +135,6 @@ run.show(
 )
 
 # %%
-run.record("prompts/cosine/finding_and_denial", own.mean())
-run.record("prompts/cosine/finding_and_other_finding", others.mean())
 heard = own.mean() < others.mean()
 print(f"a finding is {'less' if heard else 'more'} like its own denial than like another finding")
 

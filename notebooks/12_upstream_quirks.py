@@ -350,7 +350,8 @@ figure = figures.curves(
     marks={"published": 0.1},
 )
 run.show(figure, "lengths", "Read-outs are shorter than 1, and the shorter the more words a patch looks at.")
-run.record("occasions/length_of_readouts", lengths[temperatures.index(0.1)])
+for temperature, length in zip(temperatures, lengths, strict=True):
+    run.record(f"occasions/length_of_readouts/{temperature}", length)
 print(f"at the published temperature: {lengths[temperatures.index(0.1)]:.3f}")
 
 # %% [markdown]
@@ -394,6 +395,8 @@ def losses_under(name):
 
 
 base = losses_under("all")
+for part, value in base.items():
+    run.record(f"loss/{part}", value)
 switched = [name for name in quirks if name != "quirk-one-text-layer"]
 change = {name: {part: value - base[part] for part, value in losses_under(name).items()} for name in switched}
 for name, parts in change.items():

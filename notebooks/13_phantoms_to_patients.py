@@ -791,8 +791,9 @@ for direction, part in (("i2t", ours.image_to_report), ("t2i", ours.report_to_im
 for k, value in ours.chance.items():
     run.record(f"{KEY['pairs']}/chance/r@{k}", value)
 home = recalls["phantoms like those of pretraining"]
-run.record("phantoms/retrieval/i2t/r@5", home.image_to_report[5].as_metric())
-run.record("phantoms/retrieval/chance/r@5", home.chance[5])
+for k, one in home.image_to_report.items():
+    run.record(f"phantoms/retrieval/i2t/r@{k}", one.as_metric())
+    run.record(f"phantoms/retrieval/chance/r@{k}", home.chance[k])
 for name, value in language.items():
     run.record(f"{KEY['pairs']}/words/{name}", float(value))
 headline = f"{KEY['labels']}/auroc/10%/gain"
