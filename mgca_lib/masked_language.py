@@ -5,7 +5,9 @@ began. A report encoder built from scratch has read nothing; here it does the sa
 first task (Devlin et al. 2019, section 3.1, without the second one, next sentences).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,21 @@ _NOT_MASKED = -100  # what the collator writes where nothing is to be guessed
 _VALIDATION_SEED = 0
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Where masked language modelling stands between two passes: what it needs to go on, beside the encoder's weights.
+
+    Attributes:
+        history: As :func:`train_masked_language` returns it, one entry for each pass that was made.
+        schedule: State of the learning rate's schedule, JSON-compatible.
+        tensors: Guessing layer, optimiser and random generators, by name.
+    """
+
+    history: list[dict[str, float]]
+    schedule: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
 def train_masked_language(
     encoder: ReportEncoder,
     tokenizer: PreTrainedTokenizerBase,
@@ -40,13 +57,16 @@ def train_masked_language(
     max_pieces: int,
     seed: int,
     accelerator: Accelerator,
+    begin: Reading | None = None,
+    keep: Callable[[Reading], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train a report encoder, in place, to fill in masked word pieces.
 
     Of the pieces 15 % are chosen anew in every pass; eight tenths of these are masked, a tenth replaced by any other,
     a tenth left as they are. The encoder reads as it will in alignment (``word_window``). AdamW, a tenth of the steps
     warm-up, then half a cosine. The layer that guesses shares its weights with the piece embeddings and is thrown
-    away in the end. Every process trains alone and alike, since this is short.
+    away in the end. Several processes share each batch and add up their gradients, so that any number of them trains
+    the same model, to rounding and the masks of dropout.
 
     Args:
         encoder: A report encoder around a BertModel, on the accelerator's device; new, or one that has learned from
@@ -55,11 +75,14 @@ def train_masked_language(
         train: Cleaned reports.
         valid: Cleaned reports to measure on; they are masked alike in every epoch.
         epochs: Passes over ``train``.
-        batch_size: Reports a step; the last, incomplete batch is dropped.
+        batch_size: Reports a step, over all processes and so a multiple of their number; the last, incomplete batch is
+            dropped.
         learning_rate: Peak rate.
         max_pieces: Pieces kept of a report.
         seed: Decides order, masks, dropout and the first weights of the guessing layer.
-        accelerator: Knows device and precision.
+        accelerator: Knows device, precision and the other processes.
+        begin: Go on from here, with an encoder that has the weights of then; ``None``: from the start.
+        keep: Called after each pass with where the training stands.
 
     Returns:
         One dictionary an epoch: ``epoch``, ``train`` and ``valid``, mean cross-entropy of a masked piece in nats;
@@ -80,20 +103,31 @@ def train_masked_language(
     collate = _collator(tokenizer, seed)
     steps = epochs * (len(reports) // batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
-    bar = progress(total=steps, description="masked words")
     history = []
-    for epoch in range(epochs):
+    if begin is not None:
+        history = list(begin.history)
+        _put_back(begin, head, optimizer, schedule, collate.generator, accelerator)
+    done = len(history)
+    bar = progress(total=steps, description="masked words", initial=done * (len(reports) // batch_size))
+    for epoch in range(done, epochs):
         encoder.train()
+        if accelerator.process_index:  # the first process alone goes on with the numbers that it has drawn
+            torch.manual_seed(
+                int(np.random.SeedSequence((seed, epoch, accelerator.process_index)).generate_state(1)[0])
+            )
         total, masked = 0.0, 0
         order = np.random.default_rng((seed, epoch)).permutation(len(reports))
         for batch in _batches(reports, order[: len(order) // batch_size * batch_size], batch_size, collate):
-            loss, count = _loss(encoder, head, batch, accelerator)
+            count = int((batch["labels"] != _NOT_MASKED).sum())
+            loss = _loss(encoder, head, _share(batch, accelerator), accelerator) / max(count, 1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            _add_up_gradients(parameters, accelerator)
             optimizer.step()
             schedule.step()
             total, masked = total + float(loss.detach()) * count, masked + count
             bar.update(1)
+        total = float(accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=accelerator.device), "sum"))
         history.append(
             {
                 "epoch": epoch + 1,
@@ -102,6 +136,8 @@ def train_masked_language(
             }
         )
         bar.set_postfix({"valid": f"{history[-1]['valid']:.2f}"})
+        if keep is not None:
+            keep(_standing(history, head, optimizer, schedule, collate.generator, accelerator))
     bar.close()
     return history
 
@@ -131,17 +167,81 @@ def _batches(
         yield collate([{"input_ids": reports.report(row)[0].tolist()} for row in order[start : start + size]])
 
 
-def _loss(
-    encoder: ReportEncoder, head: nn.Module, batch: dict[str, Tensor], accelerator: Accelerator
-) -> tuple[Tensor, int]:
-    """Mean cross-entropy of the masked pieces of a batch, and how many they are."""
+def _share(batch: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """The rows of this process; all of them have made the whole batch, masked alike."""
+    size = len(batch["labels"]) // accelerator.num_processes
+    own = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+    return {name: values[own] for name, values in batch.items()}
+
+
+def _add_up_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
+    """Give every process the gradient of the whole batch, in one exchange."""
+    if accelerator.num_processes > 1:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        together = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+        for gradient, summed in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def _standing(
+    history: list[dict[str, float]],
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    masks: torch.Generator,
+    accelerator: Accelerator,
+) -> Reading:
+    tensors = {f"head.{name}": weight for name, weight in _own_weights(head).items()}
+    for index, slot in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slot.items()}
+    tensors |= {"random.masks": masks.get_state(), "random.cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return Reading(history=list(history), schedule=schedule.state_dict(), tensors=tensors)
+
+
+def _put_back(
+    begin: Reading,
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    masks: torch.Generator,
+    accelerator: Accelerator,
+) -> None:
+    tensors = begin.tensors
+    with torch.no_grad():
+        for name, weight in _own_weights(head).items():
+            weight.copy_(tensors[f"head.{name}"])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, rest = key.partition(".")
+        if part == "optimizer":
+            index, _, name = rest.partition(".")
+            slots.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    schedule.load_state_dict(begin.schedule)
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate
+    masks.set_state(tensors["random.masks"])
+    torch.set_rng_state(tensors["random.cpu"])
+    if accelerator.device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], accelerator.device)
+
+
+def _own_weights(head: nn.Module) -> dict[str, Tensor]:
+    """Weights of the guessing layer, each once, without those that belong to the encoder."""
+    return {name: weight for name, weight in head.named_parameters() if name != "predictions.decoder.weight"}
+
+
+def _loss(encoder: ReportEncoder, head: nn.Module, batch: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
+    """Cross-entropy of the masked pieces of a batch, summed over them."""
     pieces, keep, labels = (batch[name].to(accelerator.device) for name in ("input_ids", "attention_mask", "labels"))
     wanted = labels != _NOT_MASKED
     with accelerator.autocast():
         hidden = encoder.read(pieces, keep.bool())
         logits = head(hidden[wanted])
-    count = int(wanted.sum())
-    return F.cross_entropy(logits.float(), labels[wanted], reduction="sum") / max(count, 1), count
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels[wanted], reduction="sum")
 
 
 @torch.no_grad()
@@ -157,7 +257,8 @@ def _measure(
     collate = _collator(tokenizer, _VALIDATION_SEED)
     total, masked = 0.0, 0
     for batch in _batches(reports, range(len(reports)), batch_size, collate):
-        loss, count = _loss(encoder, head, batch, accelerator)
+        count = int((batch["labels"] != _NOT_MASKED).sum())
+        loss = _loss(encoder, head, batch, accelerator) / max(count, 1)
         total, masked = total + float(loss) * count, masked + count
     encoder.train()
     return total / max(masked, 1)

@@ -44,17 +44,18 @@ from mgca_lib.masked_language import train_masked_language
 from mgca_lib.model import MGCA, Losses, build_model
 from mgca_lib.run import progress, training_precision
 from mgca_lib.training_state import (
-    MLM_FILE,
     PARTS,
+    READING_FOLDER,
     Keeper,
     PretrainError,
     Pretraining,
     Progress,
     RunLog,
+    load_reading,
     open_run,
     restore,
     run_identity,
-    write_json,
+    save_reading,
 )
 
 _WARMUP_START = 1e-8
@@ -65,15 +66,15 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
 
     Follows section 4.1 of the paper: AdamW on all parameters, linear warm-up then cosine per step, early stop,
     prototypes frozen at first. With ``mlm_epochs`` the report encoder reads before all this
-    (:mod:`mgca_lib.masked_language`); a run killed in the meantime begins again. ``text_rate_factor`` is for what comes
-    after. Differs from upstream: contrast over all processes (``gather``), bf16 where the device is fast in it,
-    MIMIC's test split not used for validation, anomaly detection off.
+    (:mod:`mgca_lib.masked_language`); a run killed in the meantime goes on after its last whole pass.
+    ``text_rate_factor`` is for what comes after. Differs from upstream: contrast over all processes (``gather``), bf16
+    where the device is fast in it, MIMIC's test split not used for validation, anomaly detection off.
 
     Args:
         config: All settings.
         studies: A whole prepared dataset with reports.
         out: Folder for ``best/``, ``last/``, ``history.json``, ``tensorboard/`` and, with ``mlm_epochs``,
-            ``masked_language.json``.
+            ``masked_language.json`` (and ``reading/`` until ``last/`` is there).
         seed: Decides initial weights, order, crops and dropout.
         resume: Go on from ``last/``; a finished run is returned as it is. ``False`` demands a folder without a run.
             Another number of processes may go on: ``batch_size`` follows, so that the batches over all of them stay.
@@ -109,6 +110,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     if finished is not None:
         return finished
     config = config.override(batch_size=batch_size)
+    identity = run_identity(config, studies, seed, processes)
     training = config.training
 
     train = _limit(studies.split("train"), training.max_train_pairs, seed)
@@ -120,20 +122,18 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             "since contrast needs a second pair"
         )
     resume_from = find_checkpoint(out / "last") if resume else None
-    if resume_from is None:
+    if resume_from is None and training.mlm_epochs:
+        model, tokenizer = _learn_to_read(train, valid, config, seed, out, identity, accelerator, resume=resume)
+    elif resume_from is None:
         tokenizer = _tokenizer(config, train)
         model = build_model(config, tokenizer, seed=seed)
-        if training.mlm_epochs:
-            learned = _learn_to_read(model, tokenizer, train, valid, config, seed, accelerator)
-            if accelerator.is_main_process:
-                write_json(out / MLM_FILE, learned)
     else:  # a run goes on with the text encoder it has, wherever that came from
         model, tokenizer = rebuild(resume_from, config)
     if training.sync_batchnorm and processes > 1:
         synchronise_batch_norm(model)
     optimizer = _optimizer(model, training)
     state = Progress() if resume_from is None else restore(resume_from, model, optimizer)
-    _check_all_there(state, out, accelerator)
+    _check_all_there(state.step, out, accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     train_pairs = _pairs(train, tokenizer, config, seed, augmentation="crop")
@@ -155,7 +155,6 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
 
     log = RunLog(out / "tensorboard" if accelerator.is_main_process else None, first_step=state.step + 1)
     bar = progress(total=total_steps, description="pretraining", initial=state.step)
-    identity = run_identity(config, studies, seed, processes)
     keeper = Keeper(out, model, tokenizer, optimizer, identity, accelerator)
     epoch, done_in_epoch = divmod(state.step, steps_per_epoch)
     start = replace(start, epoch=epoch, first=done_in_epoch * training.accumulation)
@@ -298,11 +297,15 @@ def _optimiser_step(
     return dict(zip(PARTS, accelerator.reduce(parts, "mean").tolist(), strict=True))
 
 
-def _check_all_there(state: Progress, out: Path, accelerator: Accelerator) -> None:
-    """Raise where a node goes on and another begins: it would hang, or mix two runs."""
-    steps = accelerator.gather(torch.tensor([state.step], device=accelerator.device)).tolist()
+def _check_all_there(step: int, out: Path, accelerator: Accelerator) -> None:
+    """Raise where a node goes on and another begins: it would hang, or mix two runs.
+
+    Before the first step, while the report encoder reads, -1 is its first pass, -2 the second, and so on.
+    """
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
-        raise PretrainError(f"{out}: the processes found checkpoints of the steps {steps}; all nodes must share it")
+        found = ", ".join(f"step {step}" if step >= 0 else f"pass {-1 - step} over the reports" for step in steps)
+        raise PretrainError(f"{out}: the processes found different checkpoints ({found}); all nodes must share it")
 
 
 def _tokenizer(config: Config, train: Studies) -> PreTrainedTokenizerBase:
@@ -313,17 +316,28 @@ def _tokenizer(config: Config, train: Studies) -> PreTrainedTokenizerBase:
 
 
 def _learn_to_read(
-    model: MGCA,
-    tokenizer: PreTrainedTokenizerBase,
     train: Studies,
     valid: Studies,
     config: Config,
     seed: int,
+    out: Path,
+    identity: dict[str, Any],
     accelerator: Accelerator,
-) -> list[dict[str, float]]:
-    """Let the report encoder fill in masked words, for ``mlm_epochs`` passes at the run's own rate and batch size."""
+    *,
+    resume: bool,
+) -> tuple[MGCA, PreTrainedTokenizerBase]:
+    """A model whose report encoder has filled in masked words, at the run's own rate and batch size."""
+    found = find_checkpoint(out / READING_FOLDER) if resume else None
+    begin = None
+    if found is None:
+        tokenizer = _tokenizer(config, train)
+        model = build_model(config, tokenizer, seed=seed)
+    else:
+        model, tokenizer = rebuild(found, config)
+        begin = load_reading(found, model)
+    _check_all_there(-1 - (len(begin.history) if begin else 0), out, accelerator)
     model.to(accelerator.device)
-    return train_masked_language(
+    train_masked_language(
         model.report_encoder,
         tokenizer,
         report_texts(train),
@@ -334,7 +348,10 @@ def _learn_to_read(
         max_pieces=config.model.max_pieces,
         seed=seed,
         accelerator=accelerator,
+        begin=begin,
+        keep=lambda reading: save_reading(out, model, tokenizer, reading, identity, accelerator),
     )
+    return model, tokenizer
 
 
 def _optimizer(model: MGCA, training: TrainingConfig) -> torch.optim.AdamW:

@@ -1,7 +1,8 @@
 """What a pretraining run leaves in its folder, and how another process goes on from there.
 
 ``last/`` is the newest checkpoint with the optimiser's state, ``best/`` the one with the lowest validation loss; both
-are replaced as wholes. ``finished.json`` marks the end, ``tensorboard/`` is a log that nothing reads back.
+are replaced as wholes. Before the first of them, a run that begins with masked words keeps its newest pass over the
+reports in ``reading/``. ``finished.json`` marks the end, ``tensorboard/`` is a log that nothing reads back.
 
 A run is the same run while its seed, data and settings are the same, but for settings of *how* it is computed. Another
 number of processes may go on with it as long as the pairs of one forward pass, ``batch_size`` times processes, stay.
@@ -10,6 +11,7 @@ number of processes may go on with it as long as the pairs of one forward pass, 
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,6 +36,7 @@ from mgca_lib.checkpoint import (
 )
 from mgca_lib.config import LATER, Config
 from mgca_lib.data.studies import Studies
+from mgca_lib.masked_language import Reading
 from mgca_lib.model import MGCA
 from mgca_lib.run import package_versions
 
@@ -41,6 +44,7 @@ PARTS = ("instance", "token", "prototype", "total")
 HISTORY_FILE = "history.json"
 FINISHED_FILE = "finished.json"
 MLM_FILE = "masked_language.json"
+READING_FOLDER = "reading"
 
 # These decide how a run is computed, not what. batch_size belongs to them since its product with the number of
 # processes is compared instead.
@@ -111,6 +115,7 @@ class Keeper:
                 counters=asdict(state),
             )
             write_json(self.out / HISTORY_FILE, state.history)
+            shutil.rmtree(self.out / READING_FOLDER, ignore_errors=True)  # nobody goes on from there any more
         self.accelerator.wait_for_everyone()
 
     def finish(self, state: Progress) -> Pretraining:
@@ -191,7 +196,8 @@ def open_run(out: Path, identity: dict[str, Any], *, resume: bool) -> tuple[int,
     """
     marker, last = out / FINISHED_FILE, out / "last"
     found = find_checkpoint(last)
-    if not resume and (marker.exists() or last.is_dir() or found is not None):
+    begun = found or find_checkpoint(out / READING_FOLDER)
+    if not resume and (marker.exists() or last.is_dir() or begun is not None):
         raise PretrainError(f"{out}: already holds a run; use --resume to go on with it, or choose another folder")
     if found is None and last.is_dir() and not marker.exists():
         raise PretrainError(
@@ -203,8 +209,8 @@ def open_run(out: Path, identity: dict[str, Any], *, resume: bool) -> tuple[int,
         if marker.exists():
             content = json.loads(marker.read_text(encoding="utf-8"))
             stored, history = dict(content["identity"]), content["history"]
-        elif found is not None:
-            stored = dict(json.loads((found / CONFIG_FILE).read_text(encoding="utf-8"))["provenance"])
+        elif begun is not None:
+            stored = dict(json.loads((begun / CONFIG_FILE).read_text(encoding="utf-8"))["provenance"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PretrainError(f"{out}: its run cannot be read ({error}); choose another folder") from None
     if stored is None:
@@ -218,6 +224,42 @@ def open_run(out: Path, identity: dict[str, Any], *, resume: bool) -> tuple[int,
     if history is None:
         return batch_size, None
     return batch_size, Pretraining(best=out / "best", last=last, history=history, trained=False)
+
+
+def save_reading(
+    out: Path,
+    model: MGCA,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    identity: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    """Write ``reading/`` with the weights of a model whose report encoder has made one pass more, and the history."""
+    if accelerator.is_main_process:
+        save_checkpoint(
+            out / READING_FOLDER,
+            model,
+            tokenizer,
+            provenance=dict(identity) | {"versions": package_versions()},
+            state=reading.tensors,
+            counters={"history": reading.history, "schedule": reading.schedule},
+        )
+        write_json(out / MLM_FILE, reading.history)
+    accelerator.wait_for_everyone()
+
+
+def load_reading(folder: Path, model: MGCA) -> Reading:
+    """Put the weights of ``reading/`` into a model; returns what masked language modelling needs to go on.
+
+    Raises:
+        CheckpointError: a part is missing or damaged; the message names the file.
+    """
+    tensors, counters = read_state(folder)
+    load_weights(model, folder / MODEL_FILE)
+    try:
+        return Reading(tensors=tensors, **counters)
+    except TypeError as error:
+        raise CheckpointError(f"{folder}: its training state is of another version ({error})") from None
 
 
 def restore(folder: Path, model: MGCA, optimizer: torch.optim.Optimizer) -> Progress:

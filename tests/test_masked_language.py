@@ -1,5 +1,6 @@
 """Masked words: what is there to be learned is learned, in the encoder itself, and alike every time."""
 
+import copy
 import math
 
 import numpy as np
@@ -38,9 +39,9 @@ def encoder(*, seed=0, **settings):
     return build_report_encoder(load_profile("smoke", **sizes).model, vocabulary=len(TOKENIZER), padding=0)
 
 
-def learn(model, *, epochs, learning_rate=3e-3, seed=5):
+def learn(model, *, epochs, learning_rate=3e-3, seed=5, **more):
     AcceleratorState._reset_state()
-    settings = {"batch_size": 16, "max_pieces": 20, "seed": seed, "accelerator": Accelerator(cpu=True)}
+    settings = {"batch_size": 16, "max_pieces": 20, "seed": seed, "accelerator": Accelerator(cpu=True)} | more
     return train_masked_language(model, TOKENIZER, TRAIN, VALID, epochs=epochs, learning_rate=learning_rate, **settings)
 
 
@@ -103,3 +104,20 @@ def test_validation_has_no_dropout():
     history = learn(encoder(text_dropout=0.5), epochs=3, learning_rate=1e-30)
     assert len({row["valid"] for row in history}) == 1
     assert len({row["train"] for row in history}) == 3
+
+
+def test_it_goes_on_from_any_pass():
+    """Bit for bit, with dropout: from what was kept after each pass, with the encoder's weights of then."""
+    kept = []
+    model = encoder(text_dropout=0.3)
+
+    def keep(reading):
+        kept.append((copy.deepcopy(reading), copy.deepcopy(model.state_dict())))
+
+    history = learn(model, epochs=3, keep=keep)
+    assert [len(reading.history) for reading, _ in kept] == [1, 2, 3]
+    for reading, weights in kept:
+        other = encoder(seed=9, text_dropout=0.3)
+        other.load_state_dict(weights)
+        assert learn(other, epochs=3, begin=reading) == history
+        assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in model.state_dict().items())

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mgca_lib import checkpoint
 from mgca_lib import pretrain as module
-from mgca_lib.checkpoint import load_checkpoint
+from mgca_lib.checkpoint import CheckpointError, load_checkpoint
 from mgca_lib.config import LATER, ConfigError, TrainingConfig
 from mgca_lib.data.pairs import EpochBatches, PairImages, report_texts
 from mgca_lib.data.studies import DatasetError, write_studies
@@ -384,6 +384,52 @@ def test_killed_while_reading_or_after(small, read_first, tmp_path, step):
     assert in_child(killed, out) == -signal.SIGKILL
     assert_same_run(pretrain(tiny_config(**MLM), small, out, seed=3, resume=True), read_first)
     assert (out / "masked_language.json").read_bytes() == (read_first.last.parent / "masked_language.json").read_bytes()
+    assert not (out / "reading").exists()
+
+
+@pytest.fixture
+def killed_while_reading(small, tmp_path):
+    """A run that died in its second pass over the reports."""
+
+    def killed(out):
+        die_at(torch.optim.AdamW, "step", 4)
+        pretrain(tiny_config(**MLM), small, out, seed=3)
+
+    out = tmp_path / "run"
+    assert in_child(killed, out) == -signal.SIGKILL
+    assert sorted(path.name for path in out.iterdir()) == ["masked_language.json", "reading"]
+    return out
+
+
+def test_passes_over_the_reports_are_not_made_twice(small, killed_while_reading, monkeypatch):
+    made, begun = [], []
+    original = module.train_masked_language
+
+    def recorded(*arguments, begin, keep, **more):
+        begun.append(len(begin.history))
+        return original(*arguments, begin=begin, keep=lambda reading: made.append(len(reading.history)), **more)
+
+    monkeypatch.setattr(module, "train_masked_language", recorded)
+    pretrain(tiny_config(**MLM), small, killed_while_reading, seed=3, resume=True)
+    assert (begun, made) == ([1], [2])
+
+
+def test_a_run_that_is_reading_is_a_run(small, killed_while_reading):
+    with pytest.raises(PretrainError, match="already holds a run; use --resume"):
+        pretrain(tiny_config(**MLM), small, killed_while_reading, seed=3)
+    with pytest.raises(PretrainError, match="holds a run with other seed"):
+        pretrain(tiny_config(**MLM), small, killed_while_reading, seed=4, resume=True)
+    with pytest.raises(PretrainError, match="holds a run with other settings.*mlm_epochs: 2, now 3"):
+        pretrain(tiny_config(**MLM | {"mlm_epochs": 3}), small, killed_while_reading, seed=3, resume=True)
+
+
+@pytest.mark.parametrize("part", ["state.safetensors", "state.json", "text/tokenizer.json"])
+def test_a_part_of_the_reading_is_missing(small, killed_while_reading, part):
+    (killed_while_reading / "reading" / part).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        pretrain(tiny_config(**MLM), small, killed_while_reading, seed=3, resume=True)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 # ---- kill and resume

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from mgca_lib import pretrain as module
 from mgca_lib.checkpoint import load_checkpoint
 from mgca_lib.data.pairs import EpochBatches, PairImages
+from mgca_lib.encoders import ReportEncoder
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import PretrainError, pretrain
 from mgca_lib.training_state import open_run as find_run
@@ -172,6 +173,46 @@ def test_another_number_of_processes_goes_on(studies, alone, tmp_path, before, a
     assert provenance["settings"]["training"]["batch_size"] * after == GLOBAL
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4)])
+def test_another_number_of_processes_goes_on_reading(studies, alone, tmp_path, before, after):
+    """Killed in the first step with films, after one pass of four steps over the reports."""
+    config = config_of("masked words", before)
+    codes = in_processes(before, killed, config, studies, tmp_path, 5)
+    assert -signal.SIGKILL in codes
+    assert (tmp_path / "run/reading").is_dir()
+    assert in_processes(after, run, config, studies, tmp_path, True) == [0] * after
+    assert_same_training(results(tmp_path, after), alone("masked words"))
+
+
+def count_reports(rank, config, studies, out):
+    sizes, read = set(), ReportEncoder.read
+
+    def counting(self, pieces, keep):
+        if torch.is_grad_enabled():
+            sizes.add(len(pieces))
+        return read(self, pieces, keep)
+
+    ReportEncoder.read = counting
+    pretrain(config, studies, out / "run", seed=1)
+    assert sizes == {config.training.batch_size}
+
+
+def test_processes_share_the_masked_words(studies, tmp_path):
+    assert in_processes(2, count_reports, config_of("masked words", 2), studies, tmp_path) == [0, 0]
+
+
+def reading_alone(rank, config, studies, out):
+    """The second node does not see what the first one has read."""
+    problem = r"found different checkpoints \(pass 1 over the reports, pass 0 over the reports\)"
+    with pytest.raises(PretrainError, match=problem):
+        pretrain(config, studies, out / ("run" if rank == 0 else "elsewhere"), seed=1, resume=True)
+
+
+def test_what_only_one_node_has_read(studies, tmp_path):
+    in_processes(2, killed, config_of("masked words", 2), studies, tmp_path, 5)
+    assert in_processes(2, reading_alone, config_of("masked words", 2), studies, tmp_path) == [0, 0]
+
+
 @pytest.fixture(scope="module")
 def open_run(studies, tmp_path_factory):
     """A run of two processes that was killed in its second step."""
@@ -237,7 +278,7 @@ def test_a_finished_run_is_anybody_s(tmp_path, studies):
 
 def without_one(rank, config, studies, out):
     """The second node does not see the first one's folder."""
-    with pytest.raises(PretrainError, match=r"found checkpoints of the steps \[1, 0\]; all nodes must share it"):
+    with pytest.raises(PretrainError, match=r"found different checkpoints \(step 1, step 0\); all nodes must share it"):
         pretrain(config, studies, out / ("run" if rank == 0 else "elsewhere"), seed=1, resume=True)
 
 
