@@ -405,7 +405,7 @@ for (name, label, other), probe in at_home.items():
         print(f"phantom {name:8s}, {label}: mgca is {verdict} {other:16s} {gain}")
 
 # %% [markdown]
-# The intervals of the table are over draws of the labelled films, those of the lines over test patients. An order that holds on
+# The intervals of the table are over draws of the labelled films (at 100 % over test films), those of the lines over test patients. An order that holds on
 # phantoms and not on patients tells about the phantoms: what pretraining learned there is what phantoms are made of. An
 # order that holds on both says a little more, and still nothing about a network of the published size.
 
