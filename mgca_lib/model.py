@@ -96,7 +96,10 @@ class MGCA(nn.Module):
             )
         else:
             self.token_alignment = PairwiseAlignment(
-                alignment.token_form, temperature=alignment.token_temperature, chunk=self.chunk_size
+                alignment.token_form,
+                temperature=alignment.token_temperature,
+                chunk=self.chunk_size,
+                gather=alignment.gather,
             )
         self.prototype_alignment = PrototypeAlignment(
             alignment.num_prototypes,

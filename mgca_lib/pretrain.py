@@ -6,10 +6,9 @@ resumed ends with the same weights, bit for bit, as one that was not.
 
 Order, crops and the pairs of every step do not depend on the number of processes or loader workers, and neither do
 losses and gradients, to rounding: contrast, Sinkhorn and BatchNorm span all processes (``gather``,
-``sync_batchnorm``). What does depend on the number: rounding, the masks of dropout (each process draws its own), and
-the token terms ``cta_grounded`` and ``gloria``, which contrast within a process. Bits repeat on the same machine with
-the same numbers of threads and processes; on a GPU only as far as its kernels do (scatter-add and some backward passes
-add in the order of arrival).
+``sync_batchnorm``). What does depend on the number: rounding, and the masks of dropout (each process draws its own).
+Bits repeat on the same machine with the same numbers of threads and processes; on a GPU only as far as its kernels do
+(scatter-add and some backward passes add in the order of arrival).
 """
 
 import math

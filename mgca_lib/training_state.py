@@ -343,7 +343,6 @@ def _batch_size(out: Path, identity: Mapping[str, Any], stored: Mapping[str, Any
         for alone, reason in (
             (not alignment["gather"], "gather is off"),
             (not training["sync_batchnorm"], "sync_batchnorm is off"),
-            (alignment["token_form"] != "cta", f"token_form is {alignment['token_form']}"),
         ):
             if alone:
                 raise PretrainError(

@@ -29,6 +29,8 @@ CASES = {
     "accumulation": {"backbone": "test_vit", "accumulation": 2},
     "queue": {"backbone": "test_vit", "queue_size": 13, "freeze_prototypes_epochs": 0},
     "chunks": {"backbone": "test_vit", "chunk_size": 1},
+    "grounded": {"backbone": "test_vit", "token_form": "cta_grounded"},
+    "GLoRIA": {"backbone": "test_resnet", "token_form": "gloria"},
     "masked words": {"backbone": "test_vit", "mlm_epochs": 1, "text_rate_factor": 0.5},
 }
 
@@ -247,7 +249,6 @@ def test_what_would_change_the_run_is_refused(studies, open_run, settings, probl
     [
         ({"gather": False}, "gather is off"),
         ({"sync_batchnorm": False}, "sync_batchnorm is off"),
-        ({"token_form": "gloria"}, "token_form is gloria"),
     ],
 )
 def test_losses_within_a_process_tie_a_run_to_their_number(tmp_path, studies, settings, reason):

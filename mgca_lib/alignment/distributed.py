@@ -7,6 +7,8 @@ Scaling, in one place. ``DistributedDataParallel`` (DDP) *averages* parameter gr
   global batch. Each process therefore holds a full copy of the gradient of every embedding;
   :func:`gather_with_gradient` sums the copies (a factor ``N``), and DDP's average takes the factor
   out again.
+- Token alignment over pairs: every process scores its own reports with the gathered patches of all images, and the
+  scores are gathered in the same way, so that all compute the same loss.
 - Prototype alignment: every process averages over its own samples, and only the row sums of
   Sinkhorn are shared. DDP's average of ``N`` local means is the mean over the global batch.
 - BatchNorm (:mod:`mgca_lib.batch_norm`): every process adds its share to the sums of the global batch, and

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mgca_lib.alignment.distributed import gather, gather_with_gradient
 from mgca_lib.alignment.precision import check_positive, full_precision
 
 _MASKED = -1e30
@@ -99,6 +100,7 @@ def grounded_alignment_loss(
     temperature: float = 0.1,
     sharpness: float = 5.0,
     chunk: int = 0,
+    across_processes: bool = False,
 ) -> Tensor:
     """MGCA's attention and contexts, contrasted over the pairs of the batch (``cta_grounded``).
 
@@ -112,6 +114,7 @@ def grounded_alignment_loss(
         temperature: Positive, of the attention and of the contrast alike, as in CTA.
         sharpness: See :func:`pair_scores`.
         chunk: See :func:`pair_scores`.
+        across_processes: Contrast the pairs of all processes, see :class:`PairwiseAlignment`.
 
     Returns:
         Scalar in ``[0, inf)``: both directions added; ``2 ln B`` for a network that knows nothing.
@@ -124,10 +127,17 @@ def grounded_alignment_loss(
     >>> round(loss.item(), 3)  # 2 ln 4
     2.773
     """
-    scores = _square_scores(
-        words, patches, word_keep, temperature=temperature, sharpness=sharpness, words_compete=False, chunk=chunk
+    scores, has_words = _square_scores(
+        words,
+        patches,
+        word_keep,
+        temperature=temperature,
+        sharpness=sharpness,
+        words_compete=False,
+        chunk=chunk,
+        across_processes=across_processes,
     )
-    return _both_directions(scores / temperature, word_keep)
+    return _both_directions(scores / temperature, has_words)
 
 
 def gloria_local_loss(
@@ -139,6 +149,7 @@ def gloria_local_loss(
     word_sharpness: float = 5.0,
     pair_sharpness: float = 10.0,
     chunk: int = 0,
+    across_processes: bool = False,
 ) -> Tensor:
     """GLoRIA's local loss (equations 5 to 8 of its paper) on unit-norm words and patches.
 
@@ -152,6 +163,7 @@ def gloria_local_loss(
         word_sharpness: ``T2``, inside the sum over words.
         pair_sharpness: ``T3``, of the contrast over pairs.
         chunk: See :func:`pair_scores`.
+        across_processes: Contrast the pairs of all processes, see :class:`PairwiseAlignment`.
 
     Returns:
         Scalar in ``[0, inf)``: both directions added.
@@ -161,7 +173,7 @@ def gloria_local_loss(
     """
     check_positive("attention_sharpness", attention_sharpness)
     check_positive("pair_sharpness", pair_sharpness)
-    scores = _square_scores(
+    scores, has_words = _square_scores(
         words,
         patches,
         word_keep,
@@ -169,30 +181,33 @@ def gloria_local_loss(
         sharpness=word_sharpness,
         words_compete=True,
         chunk=chunk,
+        across_processes=across_processes,
     )
-    return _both_directions(scores * pair_sharpness, word_keep)
+    return _both_directions(scores * pair_sharpness, has_words)
 
 
 class PairwiseAlignment(nn.Module):
     """A pairwise token term with the call of :class:`mgca_lib.alignment.token.TokenAlignment`; it holds no state.
 
-    The contrast stays inside each process, as in GLoRIA: comparing all words with all patches of all processes would
-    cost the square of their number.
-
     Args:
         form: ``"cta_grounded"`` or ``"gloria"``.
         temperature: Of ``"cta_grounded"``.
         chunk: See :func:`pair_scores`.
+        gather: Contrast the pairs of all processes: each one holds its own reports against the images of all, and their
+            scores are put together. Every process then returns the same loss, and DDP's averaged gradients equal those
+            of one process (see :mod:`mgca_lib.alignment.distributed`). GLoRIA's own code contrasts within a GPU.
     """
 
-    def __init__(self, form: str, *, temperature: float = 0.1, chunk: int = 0) -> None:
+    def __init__(self, form: str, *, temperature: float = 0.1, chunk: int = 0, gather: bool = True) -> None:
         super().__init__()
         if form == "cta_grounded":
-            self.loss = partial(grounded_alignment_loss, temperature=temperature, chunk=chunk)
+            self.loss = partial(grounded_alignment_loss, temperature=temperature)
         elif form == "gloria":
-            self.loss = partial(gloria_local_loss, chunk=chunk)
+            self.loss = gloria_local_loss
         else:
             raise ValueError(f"form must be 'cta_grounded' or 'gloria', got {form!r}")
+        self.chunk = chunk
+        self.gather = gather
 
     def forward(
         self,
@@ -204,7 +219,7 @@ class PairwiseAlignment(nn.Module):
         patch_weight: Tensor | None = None,
     ) -> Tensor:
         """Return the scalar loss; the weights of the tokens have no say in it."""
-        return self.loss(words, patches, word_keep=word_keep)
+        return self.loss(words, patches, word_keep=word_keep, chunk=self.chunk, across_processes=self.gather)
 
 
 def _scores(
@@ -232,15 +247,22 @@ def _shares_of_words(cosine: Tensor, keep: Tensor) -> Tensor:
     return share / total.index_select(1, report_of)
 
 
-def _square_scores(words: Tensor, patches: Tensor, word_keep: Tensor, **settings: object) -> Tensor:
+def _square_scores(
+    words: Tensor, patches: Tensor, word_keep: Tensor, *, across_processes: bool, **settings: object
+) -> tuple[Tensor, Tensor]:
+    """Scores of each report with each image, and which reports have words; of this process or of all."""
     if len(words) != len(patches):
         raise ValueError(f"{len(words)} reports for {len(patches)} images")
-    return pair_scores(words, patches, word_keep=word_keep, **settings)
-
-
-def _both_directions(logits: Tensor, word_keep: Tensor) -> Tensor:
-    """Cross-entropies of rows and columns, means over the studies that have words."""
     has_words = word_keep.bool().any(dim=1)
+    if not across_processes:
+        return pair_scores(words, patches, word_keep=word_keep, **settings), has_words
+    # Patches travel and words stay, so that each pair is compared once, by the process that has the report.
+    scores = pair_scores(words, gather_with_gradient(patches), word_keep=word_keep, **settings)
+    return gather_with_gradient(scores), gather(has_words.to(torch.uint8)).bool()
+
+
+def _both_directions(logits: Tensor, has_words: Tensor) -> Tensor:
+    """Cross-entropies of rows and columns, means over the studies that have words."""
     answer = torch.arange(len(logits), device=logits.device).masked_fill(~has_words, -100)
     rows = F.cross_entropy(logits, answer, reduction="sum")
     columns = F.cross_entropy(logits.T, answer, reduction="sum")

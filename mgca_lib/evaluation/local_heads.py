@@ -134,7 +134,7 @@ def train_local_heads(
     if token_form == "cta":
         term: nn.Module = TokenAlignment(temperature=temperature)
     else:
-        term = PairwiseAlignment(token_form, temperature=temperature)
+        term = PairwiseAlignment(token_form, temperature=temperature, gather=False)
     device = encoder_device(model)
     trained = copy.deepcopy(model)
     heads = nn.ModuleList([trained.image_local, trained.report_local]).requires_grad_(True).train()
