@@ -385,7 +385,6 @@ def _loader(pairs: PairImages, batches: EpochBatches | RunBatches, config: Confi
         batch_sampler=batches,
         collate_fn=pairs.collate,
         num_workers=config.training.workers,
-        persistent_workers=config.training.workers > 0,
         pin_memory=torch.cuda.is_available(),
         # Of its own, because a loader draws from torch's global generator otherwise.
         generator=torch.Generator().manual_seed(0),
