@@ -202,6 +202,44 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flatten AdamW's state to named tensors, which safetensors can hold."""
+    slots = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in slots.items() for name, value in slot.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put AdamW's state back.
+
+    Args:
+        optimizer: Over the parameters that the state belongs to, in the same order.
+        tensors: As :func:`optimizer_tensors` returns them.
+        path: Where they come from, for messages.
+
+    Raises:
+        CheckpointError: names or shapes do not fit the parameters, or a part is missing.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        if not index.isdigit() or int(index) >= len(parameters):
+            raise CheckpointError(f"{path}: {key!r} is unknown to this architecture")
+        like = torch.zeros(()) if name == "step" else parameters[int(index)]
+        if tensor.shape != like.shape:
+            raise CheckpointError(
+                f"{path}: {key!r} is {tuple(tensor.shape)}, this architecture has {tuple(like.shape)}"
+            )
+        # The fused optimiser walks through memory and takes it that state and parameter lie there in the same order,
+        # which for channels-last kernels is not the order of the file.
+        tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        slots.setdefault(int(index), {})[name] = tensor
+    for index, slot in slots.items():
+        if set(slot) != {"step", "exp_avg", "exp_avg_sq"}:
+            raise CheckpointError(f"{path}: holds only {sorted(slot)} of parameter {index}")
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def read_state(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and counters that training needs to go on from a checkpoint.
 

@@ -187,6 +187,8 @@ class AlignmentConfig:
         )
         whole = self.instance_weight + self.prototype_weight
         _require(self, "local_groups", self.local_groups == 1 or whole > 0, "ITA and CPA have no weight")
+        shared = self.local_groups == 1 or self.token_form == "cta"
+        _require(self, "local_groups", shared, f"token_form {self.token_form} contrasts the whole batch")
         _require(self, "mask_same_text", not self.mask_same_text or self.instance_weight > 0, "instance_weight is 0")
         _require(self, "upstream", not self.upstream or self.token_weight > 0, "token_weight is 0")
         for name in TOKEN_SWITCHES:

@@ -179,7 +179,8 @@ class ReportEncoder(nn.Module):
     ``pooled`` is the output of [CLS]; a word is the sum of its pieces (one scatter-add); the weight of a word is
     the sum over its pieces of the head-averaged attention that [CLS] pays to them in the last layer. Differs from
     upstream: a word gets its own weight (upstream is one token off), [SEP] is not a word, the last word of a full
-    report is kept, and no cross-attention layers are built. The first and the third can be switched back.
+    report is kept, and no cross-attention layers are built. The first and the third can be switched back, the
+    second in :class:`mgca_lib.model.MGCA`.
 
     Args:
         model: A BERT-type model: ``embeddings``, ``encoder.layer[i].attention.self`` with query and key.

@@ -108,7 +108,9 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
     if profile != "demo":
         seeds = own.groupby("variant")["seed"].nunique()
         wanted = set(committed["variant"]) if kind == "long" else [name for name in COMPARED if _belongs(name, kind)]
-        return own if all(seeds.get(name, 0) > 1 for name in wanted) else committed
+        enough = {name for name, number in seeds.items() if number > 1}
+        alone = kind in _PARTNERS and enough <= set(_PARTNERS[kind])  # with nothing that is held against them
+        return own if enough >= set(wanted) and not alone else committed
     known = set(own[_CELL].itertuples(index=False, name=None))
     rest = committed[[cell not in known for cell in committed[_CELL].itertuples(index=False, name=None)]]
     return pd.concat([part for part in (own, rest) if len(part)], ignore_index=True)

@@ -7,6 +7,7 @@ first task (Devlin et al. 2019, section 3.1, without the second one, next senten
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from mgca_lib.checkpoint import CheckpointError, optimizer_tensors, restore_optimizer
 from mgca_lib.data.tokenization import TokenizedReports, tokenize_reports
 from mgca_lib.encoders import EncoderError, ReportEncoder
 from mgca_lib.run import progress
@@ -37,12 +39,15 @@ class Reading:
     Attributes:
         history: As :func:`train_masked_language` returns it, one entry for each pass that was made.
         schedule: State of the learning rate's schedule, JSON-compatible.
-        tensors: Guessing layer, optimiser and random generators, by name.
+        tensors: Guessing layer, optimiser and random generators, by name; those of the training itself, which change
+            when it goes on.
+        path: Where they were stored, for messages.
     """
 
     history: list[dict[str, float]]
     schedule: dict[str, Any]
     tensors: dict[str, Tensor]
+    path: Path = Path("what was kept of masked words")
 
 
 def train_masked_language(
@@ -82,7 +87,7 @@ def train_masked_language(
         seed: Decides order, masks, dropout and the first weights of the guessing layer.
         accelerator: Knows device, precision and the other processes.
         begin: Go on from here, with an encoder that has the weights of then; ``None``: from the start.
-        keep: Called after each pass with where the training stands.
+        keep: Called after each pass with where the training stands, on every process.
 
     Returns:
         One dictionary an epoch: ``epoch``, ``train`` and ``valid``, mean cross-entropy of a masked piece in nats;
@@ -90,6 +95,7 @@ def train_masked_language(
 
     Raises:
         EncoderError: the model is of another class, whose guessing layer would be another.
+        CheckpointError: ``begin`` does not fit this encoder, or a part of it is missing.
     """
     if not isinstance(encoder.model, BertModel):
         name = type(encoder.model).__name__
@@ -192,8 +198,7 @@ def _standing(
     accelerator: Accelerator,
 ) -> Reading:
     tensors = {f"head.{name}": weight for name, weight in _own_weights(head).items()}
-    for index, slot in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slot.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
     tensors |= {"random.masks": masks.get_state(), "random.cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(accelerator.device)
@@ -208,24 +213,26 @@ def _put_back(
     masks: torch.Generator,
     accelerator: Accelerator,
 ) -> None:
-    tensors = begin.tensors
+    tensors, own = begin.tensors, _own_weights(head)
+    for name, weight in own.items():
+        found = tensors.get(f"head.{name}")
+        if found is None or found.shape != weight.shape:
+            raise CheckpointError(f"{begin.path}: weight 'head.{name}' is missing or of another shape")
     with torch.no_grad():
-        for name, weight in _own_weights(head).items():
+        for name, weight in own.items():
             weight.copy_(tensors[f"head.{name}"])
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        part, _, rest = key.partition(".")
-        if part == "optimizer":
-            index, _, name = rest.partition(".")
-            slots.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    schedule.load_state_dict(begin.schedule)
-    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = rate
-    masks.set_state(tensors["random.masks"])
-    torch.set_rng_state(tensors["random.cpu"])
-    if accelerator.device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], accelerator.device)
+    slots = {key.removeprefix("optimizer."): tensor for key, tensor in tensors.items() if key.startswith("optimizer.")}
+    restore_optimizer(optimizer, slots, begin.path)
+    try:
+        schedule.load_state_dict(begin.schedule)
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        masks.set_state(tensors["random.masks"])
+        torch.set_rng_state(tensors["random.cpu"])
+        if accelerator.device.type == "cuda" and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], accelerator.device)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{begin.path}: schedule or random generators cannot be put back ({error})") from None
 
 
 def _own_weights(head: nn.Module) -> dict[str, Tensor]:

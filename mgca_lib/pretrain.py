@@ -43,6 +43,7 @@ from mgca_lib.masked_language import train_masked_language
 from mgca_lib.model import MGCA, Losses, build_model
 from mgca_lib.run import progress, training_precision
 from mgca_lib.training_state import (
+    MLM_FILE,
     PARTS,
     READING_FOLDER,
     Keeper,
@@ -55,6 +56,7 @@ from mgca_lib.training_state import (
     restore,
     run_identity,
     save_reading,
+    write_json,
 )
 
 _WARMUP_START = 1e-8
@@ -75,8 +77,9 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         out: Folder for ``best/``, ``last/``, ``history.json``, ``tensorboard/`` and, with ``mlm_epochs``,
             ``masked_language.json`` (and ``reading/`` until ``last/`` is there).
         seed: Decides initial weights, order, crops and dropout.
-        resume: Go on from ``last/``; a finished run is returned as it is. ``False`` demands a folder without a run.
-            Another number of processes may go on: ``batch_size`` follows, so that the batches over all of them stay.
+        resume: Go on from ``last/``, or from ``reading/`` where that is not there yet; a finished run is returned as it
+            is. ``False`` demands a folder without a run. Another number of processes may go on: ``batch_size`` follows,
+            so that the batches over all of them stay.
 
     Returns:
         Where the checkpoints lie, and the history.
@@ -85,7 +88,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         PretrainError: ``out`` holds another run or cannot be written, the split is too small, or the loss or a weight
             is not a finite number.
         ConfigError: the seed is negative, or ``chunk_size`` is set for a backbone with BatchNorm.
-        CheckpointError: a part of ``last/`` is missing or damaged, or a checkpoint cannot be written.
+        CheckpointError: a part of ``last/`` or ``reading/`` is missing or damaged, or a checkpoint cannot be written.
         DatasetError: the dataset has no reports or no ``valid`` split, or an image cannot be read. The run then stops
             rather than skips, since without that pair every later batch would be another.
         EncoderError, TokenizerError: published weights are wanted and cannot be had, or ``mlm_epochs`` with a model
@@ -120,6 +123,12 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             f"{studies.root}: {len(valid)} validation pairs; every process, and each of its local_groups, needs 2, "
             "since contrast needs a second pair"
         )
+    steps_per_epoch = len(train) // (training.batch_size * processes) // training.accumulation
+    if steps_per_epoch == 0:
+        needed = training.batch_size * processes * training.accumulation
+        raise PretrainError(
+            f"{studies.root}: {len(train)} training pairs do not fill one step of {needed}; lower batch_size"
+        )
     resume_from = find_checkpoint(out / "last") if resume else None
     if resume_from is None and training.mlm_epochs:
         model, tokenizer = _learn_to_read(train, valid, config, seed, out, identity, accelerator, resume=resume)
@@ -144,12 +153,6 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         rank=accelerator.process_index,
         processes=processes,
     )
-    steps_per_epoch = start.total // training.accumulation
-    if steps_per_epoch == 0:
-        needed = training.batch_size * processes * training.accumulation
-        raise PretrainError(
-            f"{studies.root}: {len(train_pairs)} training pairs do not fill one step of {needed}; lower batch_size"
-        )
     total_steps = steps_per_epoch * training.epochs
 
     log = RunLog(out / "tensorboard" if accelerator.is_main_process else None, first_step=state.step + 1)
@@ -299,11 +302,11 @@ def _optimiser_step(
 def _check_all_there(step: int, out: Path, accelerator: Accelerator) -> None:
     """Raise where a node goes on and another begins: it would hang, or mix two runs.
 
-    Before the first step, while the report encoder reads, -1 is its first pass, -2 the second, and so on.
+    Before the first step, while the report encoder reads: -1 before its first pass, -2 after it, and so on.
     """
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
-        found = ", ".join(f"step {step}" if step >= 0 else f"pass {-1 - step} over the reports" for step in steps)
+        found = ", ".join(f"step {step}" if step >= 0 else f"{-1 - step} passes over the reports" for step in steps)
         raise PretrainError(f"{out}: the processes found different checkpoints ({found}); all nodes must share it")
 
 
@@ -336,7 +339,7 @@ def _learn_to_read(
         begin = load_reading(found, model)
     _check_all_there(-1 - (len(begin.history) if begin else 0), out, accelerator)
     model.to(accelerator.device)
-    train_masked_language(
+    learned = train_masked_language(
         model.report_encoder,
         tokenizer,
         report_texts(train),
@@ -350,6 +353,8 @@ def _learn_to_read(
         begin=begin,
         keep=lambda reading: save_reading(out, model, tokenizer, reading, identity, accelerator),
     )
+    if accelerator.is_main_process:
+        write_json(out / MLM_FILE, learned)
     return model, tokenizer
 
 
@@ -491,7 +496,9 @@ class PretrainArguments:
     out: str = field(metadata={"help": "folder for checkpoints and logs"})
     profile: str = field(default="paper", metadata={"help": "smoke, demo, full_width or paper; sets all others"})
     seed: int = field(default=42, metadata={"help": "decides initial weights, order, crops and dropout"})
-    resume: bool = field(default=False, metadata={"help": "go on from OUT/last; a finished run is left as it is"})
+    resume: bool = field(
+        default=False, metadata={"help": "go on from OUT/last (or OUT/reading); a finished run is left as it is"}
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,21 +20,23 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase
 
 from mgca_lib.checkpoint import (
     CONFIG_FILE,
+    COUNTERS_FILE,
     MODEL_FILE,
     STATE_FILE,
     CheckpointError,
     find_checkpoint,
     load_weights,
+    optimizer_tensors,
     read_state,
+    restore_optimizer,
     save_checkpoint,
 )
-from mgca_lib.config import LATER, Config
+from mgca_lib.config import LATER, TOKEN_SWITCHES, Config
 from mgca_lib.data.studies import Studies
 from mgca_lib.masked_language import Reading
 from mgca_lib.model import MGCA
@@ -111,11 +113,11 @@ class Keeper:
                 self.model,
                 self.tokenizer,
                 provenance=self._provenance(state),
-                state=_optimizer_tensors(self.optimizer),
+                state=optimizer_tensors(self.optimizer),
                 counters=asdict(state),
             )
             write_json(self.out / HISTORY_FILE, state.history)
-            shutil.rmtree(self.out / READING_FOLDER, ignore_errors=True)  # nobody goes on from there any more
+            _forget_reading(self.out)
         self.accelerator.wait_for_everyone()
 
     def finish(self, state: Progress) -> Pretraining:
@@ -123,6 +125,7 @@ class Keeper:
         if self.accelerator.is_main_process:
             write_json(self.out / HISTORY_FILE, state.history)
             write_json(self.out / FINISHED_FILE, {"identity": self.identity, "history": state.history})
+            _forget_reading(self.out)
         self.accelerator.wait_for_everyone()
         return Pretraining(best=self.out / "best", last=self.out / "last", history=state.history, trained=True)
 
@@ -167,10 +170,13 @@ class RunLog:
 
 def run_identity(config: Config, studies: Studies, seed: int, processes: int) -> dict[str, Any]:
     """Return what makes two runs the same run, ready for JSON."""
+    spelled_out = config.alignment.spelled_out()
     return {
         "seed": seed,
         "settings": config.to_dict(),
         "processes": processes,
+        # What a name of upstream's stands for may change; the run that it named does not.
+        "switches": {name: getattr(spelled_out, name) for name in TOKEN_SWITCHES} if config.alignment.upstream else {},
         "data": {
             "name": studies.card.name,
             "sha256": studies.card.table_sha256,
@@ -195,14 +201,15 @@ def open_run(out: Path, identity: dict[str, Any], *, resume: bool) -> tuple[int,
         PretrainError: the folder holds another run, or this one in pieces, or cannot be made.
     """
     marker, last = out / FINISHED_FILE, out / "last"
-    found = find_checkpoint(last)
-    begun = found or find_checkpoint(out / READING_FOLDER)
-    if not resume and (marker.exists() or last.is_dir() or begun is not None):
+    reading = out / READING_FOLDER
+    begun = find_checkpoint(last) or find_checkpoint(reading)
+    if not resume and (marker.exists() or last.is_dir() or reading.is_dir() or begun is not None):
         raise PretrainError(f"{out}: already holds a run; use --resume to go on with it, or choose another folder")
-    if found is None and last.is_dir() and not marker.exists():
-        raise PretrainError(
-            f"{last / MODEL_FILE}: missing, so the run cannot go on; put it back, or delete {out} to train anew"
-        )
+    for folder in (last, reading):
+        if folder.is_dir() and find_checkpoint(folder) is None and not marker.exists():
+            raise PretrainError(
+                f"{folder / MODEL_FILE}: missing, so the run cannot go on; put it back, or delete {out} to train anew"
+            )
     wanted = identity["settings"]["training"]["batch_size"]
     stored, history = None, None
     try:
@@ -234,7 +241,7 @@ def save_reading(
     identity: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> None:
-    """Write ``reading/`` with the weights of a model whose report encoder has made one pass more, and the history."""
+    """Write ``reading/`` with the weights of a model whose report encoder has made one pass more."""
     if accelerator.is_main_process:
         save_checkpoint(
             out / READING_FOLDER,
@@ -244,7 +251,6 @@ def save_reading(
             state=reading.tensors,
             counters={"history": reading.history, "schedule": reading.schedule},
         )
-        write_json(out / MLM_FILE, reading.history)
     accelerator.wait_for_everyone()
 
 
@@ -256,10 +262,15 @@ def load_reading(folder: Path, model: MGCA) -> Reading:
     """
     tensors, counters = read_state(folder)
     load_weights(model, folder / MODEL_FILE)
-    try:
-        return Reading(tensors=tensors, **counters)
-    except TypeError as error:
-        raise CheckpointError(f"{folder}: its training state is of another version ({error})") from None
+    if set(counters) != {"history", "schedule"} or not isinstance(counters["history"], list):
+        raise CheckpointError(f"{folder / COUNTERS_FILE}: is not what passes over the reports leave")
+    return Reading(tensors=tensors, path=folder / STATE_FILE, **counters)
+
+
+def _forget_reading(out: Path) -> None:
+    """Remove ``reading/``, and what a kill left of it: nobody goes on from there any more."""
+    for suffix in ("", ".old", ".part"):
+        shutil.rmtree(out / f"{READING_FOLDER}{suffix}", ignore_errors=True)
 
 
 def restore(folder: Path, model: MGCA, optimizer: torch.optim.Optimizer) -> Progress:
@@ -270,25 +281,7 @@ def restore(folder: Path, model: MGCA, optimizer: torch.optim.Optimizer) -> Prog
     """
     tensors, counters = read_state(folder)
     load_weights(model, folder / MODEL_FILE)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        if not index.isdigit() or int(index) >= len(parameters):
-            raise CheckpointError(f"{folder / STATE_FILE}: {key!r} is unknown to this architecture")
-        like = torch.zeros(()) if name == "step" else parameters[int(index)]
-        if tensor.shape != like.shape:
-            raise CheckpointError(
-                f"{folder / STATE_FILE}: {key!r} is {tuple(tensor.shape)}, this architecture has {tuple(like.shape)}"
-            )
-        # The fused optimiser walks through memory and takes it that state and parameter lie there in the same order,
-        # which for channels-last kernels is not the order of the file.
-        tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-        slots.setdefault(int(index), {})[name] = tensor
-    for index, slot in slots.items():
-        if set(slot) != {"step", "exp_avg", "exp_avg_sq"}:
-            raise CheckpointError(f"{folder / STATE_FILE}: holds only {sorted(slot)} of parameter {index}")
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    restore_optimizer(optimizer, tensors, folder / STATE_FILE)
     try:
         return Progress(**counters)
     except TypeError as error:
@@ -297,8 +290,8 @@ def restore(folder: Path, model: MGCA, optimizer: torch.optim.Optimizer) -> Prog
 
 def _check_same(out: Path, identity: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Raise unless both are the same run, whatever computes it."""
-    for key in ("seed", "settings", "data"):
-        ours, theirs = identity[key], stored.get(key)
+    for key in ("seed", "settings", "switches", "data"):
+        ours, theirs = identity[key], stored.get(key, {})
         if key == "settings":
             ours, theirs = _flat_settings(ours), _flat_settings(theirs)
         if ours != theirs:
@@ -361,12 +354,6 @@ def _writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}); the checkpoints are whole: mend that, and go on "
             "with --resume"
         ) from None
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten AdamW's state to named tensors, which safetensors can hold."""
-    slots = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, slot in slots.items() for name, value in slot.items()}
 
 
 def write_json(path: Path, content: Any) -> None:

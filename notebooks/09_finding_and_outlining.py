@@ -6,7 +6,7 @@
 # a score with what a model reaches that never looks at the film.
 #
 # - **First read** [07 Linear probe](07_linear_probe.ipynb), which asks *whether*; here we ask *where*.
-# - **Time** `smoke` under 20 seconds, `demo` about four minutes on two CPU cores with a trained encoder at hand, a
+# - **Time** `smoke` under 20 seconds, `demo` about five minutes on two CPU cores with a trained encoder at hand, a
 #   minute of it for drawing films; `paper` trains every head for 50 epochs and wants a GPU.
 # - **Data** RSNA from notebook 01, and two datasets made here: SIIM (outlines of pneumothoraces) and object-CXR (boxes
 #   of foreign objects). Phantoms; with access to the originals, name their folders in the first cell.

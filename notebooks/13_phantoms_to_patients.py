@@ -9,8 +9,8 @@
 # - **Time** `smoke` about 10 seconds, `demo` some minutes on two CPU cores with the trained model at hand.
 # - **Data** real films that anyone may have: NIH ChestX-ray14 (NIH Clinical Center,
 #   https://nihcc.app.box.com/v/ChestXray-NIHCC) and the COVID-19 Image Data Collection. Name their folder in
-#   `REAL_DATA`. Without them, other phantom hospitals stand in; section 1 prints which of both you are looking at, and every
-#   number is recorded under `patients/` or `stand_in/`.
+#   `REAL_DATA`. Without them, other phantom hospitals stand in; section 1 prints which of both you are looking at, and
+#   numbers are recorded under `patients/` or `stand_in/` (under `phantoms/` where phantoms are the subject).
 # - **Departures from upstream** the paper never trains on drawn films. Its table 5, encoders that saw natural images, is
 #   repeated in miniature where such weights can be had.
 #
@@ -240,9 +240,9 @@ unit = {name: part / np.linalg.norm(part, axis=1, keepdims=True) for name, part 
 centred = np.concatenate(list(unit.values())).mean(axis=0)
 unit = {name: (part - centred) / np.linalg.norm(part - centred, axis=1, keepdims=True) for name, part in unit.items()}
 alike = pd.DataFrame({a: {b: (unit[a] @ unit[b].T).mean() for b in unit} for a in unit})
-keys = dict(zip(named, ("phantoms", "labels", "pairs"), strict=True))
-for a, b in ((a, b) for a in named for b in named if keys[a] <= keys[b]):
-    run.record(f"sources/cosine/{keys[a]}_{keys[b]}", float(alike.loc[a, b]))
+keys = dict(zip(named, ("phantoms", KEY["labels"], KEY["pairs"]), strict=True))
+for a, b in ((a, b) for a in named for b in named if keys[a] >= keys[b]):
+    run.record(f"{keys[a]}/cosine_with/{keys[b].replace('/', '_')}", float(alike.loc[a, b]))
 alike.round(2)
 
 # %% [markdown]
@@ -388,7 +388,8 @@ for name in ("chexpert", "rsna"):
         part_features = [extract_features(encoder, part, **settings) for part in home_parts]
         answers[name] = part_features[2].targets
         for label, share in {"1%": 0.01, **FRACTIONS}.items():
-            probe = linear_probe(*part_features, task=TASKS[name], fraction=share, seeds=seeds, resamples=50)
+            over_test = {"groups": owners[name], "resamples": RESAMPLES}
+            probe = linear_probe(*part_features, task=TASKS[name], fraction=share, seeds=seeds, **over_test)
             at_home[name, label, method] = probe
             run.record(f"phantoms/{name}/auroc/{label}/{method}", probe.as_metric())
 pd.Series({key: f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})" for key, one in at_home.items()}).unstack()
@@ -405,7 +406,7 @@ for (name, label, other), probe in at_home.items():
         print(f"phantom {name:8s}, {label}: mgca is {verdict} {other:16s} {gain}")
 
 # %% [markdown]
-# The intervals of the table are over draws of the labelled films (at 100 % over test films), those of the lines over test patients. An order that holds on
+# The intervals of the table are over draws of the labelled films (at 100 % over test patients), those of the lines over test patients. An order that holds on
 # phantoms and not on patients tells about the phantoms: what pretraining learned there is what phantoms are made of. An
 # order that holds on both says a little more, and still nothing about a network of the published size.
 
@@ -448,7 +449,7 @@ for method in encoders:
 # %%
 for other in (name for name in encoders if name != "mgca"):
     gain = probe_interval(among_ill["mgca"], truth_ill, harder, baseline=among_ill[other], **over_ill)
-    run.record(f"films_with_a_finding/mgca_minus_{other}", gain.as_metric())
+    run.record(f"{KEY['labels']}/films_with_a_finding/mgca_minus_{other}", gain.as_metric())
     print(f"films with a finding: mgca against {other:16s} {gain}")
 
 # %% [markdown]

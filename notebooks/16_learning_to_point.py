@@ -188,7 +188,7 @@ differences(terms, by_loss, metrics | yardsticks, "losses")
 # With `mlm_epochs=10` it fills in masked words of the training reports for ten passes first (masked language modelling, MLM), without
 # any film, and then everything trains as before.
 #
-# `cta_grounded` stands in the next figure once more, trained beside what is held against it. Where its numbers differ from those above, that is
+# `cta_grounded` stands in the next figure once more. Where its numbers differ from those above, that is
 # another computer, and other data if section 2 says so. **Guess**: which of the three steps is worth most for pointing?
 
 # %%

@@ -137,6 +137,10 @@ def test_token_switches_are_refused_where_nothing_reads_them(name):
         ({"upstream": "vit", "token_weight": 0.0}, "upstream = 'vit': token_weight is 0"),
         ({"local_groups": 2}, "local_groups = 2: needs gather off"),
         (
+            {"local_groups": 2, "gather": False, "token_form": "gloria"},
+            "local_groups = 2: token_form gloria contrasts the whole batch",
+        ),
+        (
             {"local_groups": 2, "gather": False, "instance_weight": 0.0, "prototype_weight": 0.0},
             "local_groups = 2: ITA and CPA have no weight",
         ),

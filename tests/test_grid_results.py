@@ -164,7 +164,7 @@ def test_switches_have_a_table_of_their_own_with_the_partner_in_it(project):
 
 def test_switches_at_another_profile_are_shown_once_what_they_are_held_against_has_two_seeds(project):
     write_committed(project, [("all", 1, "auroc", 0.2, None, None, None)], "switches")
-    for name in ("queue", "all", "ita+cta"):
+    for name in ("all", "ita+cta", "queue"):
         assert set(load_grid(project, "paper", kind="switches")["source"]) == {"committed"}
         for seed in (1, 2):
             write_cell(project, name, seed, {"auroc": 0.5}, profile="paper")

@@ -32,6 +32,7 @@ from mgca_lib.encoders import EncoderError, Tokens
 from mgca_lib.masked_language import train_masked_language
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import PretrainError, learning_rate_at, main, pretrain, retrieval_accuracy
+from mgca_lib.training_state import run_identity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -397,7 +398,7 @@ def killed_while_reading(small, tmp_path):
 
     out = tmp_path / "run"
     assert in_child(killed, out) == -signal.SIGKILL
-    assert sorted(path.name for path in out.iterdir()) == ["masked_language.json", "reading"]
+    assert sorted(path.name for path in out.iterdir()) == ["reading"]
     return out
 
 
@@ -423,13 +424,78 @@ def test_a_run_that_is_reading_is_a_run(small, killed_while_reading):
         pretrain(tiny_config(**MLM | {"mlm_epochs": 3}), small, killed_while_reading, seed=3, resume=True)
 
 
-@pytest.mark.parametrize("part", ["state.safetensors", "state.json", "text/tokenizer.json"])
+@pytest.mark.parametrize("part", ["model.safetensors", "state.safetensors", "state.json", "text/tokenizer.json"])
 def test_a_part_of_the_reading_is_missing(small, killed_while_reading, part):
     (killed_while_reading / "reading" / part).unlink()
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises((CheckpointError, PretrainError)) as caught:
         pretrain(tiny_config(**MLM), small, killed_while_reading, seed=3, resume=True)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def cut(tensor):
+    return tensor[:-1].clone()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("head.predictions.bias", None, "'head.predictions.bias' is missing or of another shape"),
+        ("head.predictions.bias", cut, "'head.predictions.bias' is missing or of another shape"),
+        ("optimizer.0.exp_avg", cut, "'0.exp_avg' is .*, this architecture has"),
+        ("optimizer.0.exp_avg", None, r"holds only \['exp_avg_sq', 'step'\] of parameter 0"),
+        ("random.masks", None, "schedule or random generators cannot be put back"),
+        ("random.cpu", cut, "schedule or random generators cannot be put back"),
+    ],
+)
+def test_a_state_of_the_reading_that_does_not_fit(small, killed_while_reading, name, change, problem):
+    path = killed_while_reading / "reading/state.safetensors"
+    tensors = load_file(path)
+    kept = tensors.pop(name)
+    save_file(tensors if change is None else tensors | {name: change(kept)}, path)
+    with pytest.raises(CheckpointError, match=f"^{path}: .*{problem}") as caught:
+        pretrain(tiny_config(**MLM), small, killed_while_reading, seed=3, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{"history": []}, {"history": 2, "schedule": {}}, {"history": [], "schedule": {}}])
+def test_counters_of_the_reading_that_do_not_fit(small, killed_while_reading, content):
+    (killed_while_reading / "reading/state.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="is not what passes over the reports leave|cannot be put back"):
+        pretrain(tiny_config(**MLM), small, killed_while_reading, seed=3, resume=True)
+
+
+# Two passes over the reports are three renames (the first is new: 1, then 2); then masked_language.json, and "last".
+@pytest.mark.parametrize("number", range(1, 7))
+def test_killed_at_a_rename_while_reading(small, read_first, tmp_path, number):
+    def killed(out):
+        die_at(os, "replace", number)
+        pretrain(tiny_config(**MLM), small, out, seed=3)
+
+    out = tmp_path / "run"
+    assert in_child(killed, out) == -signal.SIGKILL
+    assert_same_run(pretrain(tiny_config(**MLM), small, out, seed=3, resume=True), read_first)
+    names = ["best", "finished.json", "history.json", "last", "masked_language.json", "tensorboard"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert (out / "masked_language.json").read_bytes() == (read_first.last.parent / "masked_language.json").read_bytes()
+
+
+def test_too_few_pairs_are_noticed_before_any_pass(small, tmp_path):
+    with pytest.raises(PretrainError, match="do not fill one step"):
+        pretrain(tiny_config(**MLM, accumulation=50), small, tmp_path / "run", seed=3)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_name_of_upstream_that_meant_less_is_another_run(small, tmp_path):
+    identity = run_identity(tiny_config(upstream="vit"), small, 3, 1)
+    assert identity["switches"]["separator_word"] is True
+    older = {name: value for name, value in identity.items() if name != "switches"}
+    (tmp_path / "finished.json").write_text(json.dumps({"identity": older, "history": []}))
+    with pytest.raises(PretrainError, match="holds a run with other switches"):
+        pretrain(tiny_config(upstream="vit"), small, tmp_path, seed=3, resume=True)
+    plain = {name: value for name, value in run_identity(tiny_config(), small, 3, 1).items() if name != "switches"}
+    (tmp_path / "finished.json").write_text(json.dumps({"identity": plain, "history": []}))
+    assert not pretrain(tiny_config(), small, tmp_path, seed=3, resume=True).trained
 
 
 # ---- kill and resume

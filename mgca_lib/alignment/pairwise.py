@@ -194,8 +194,9 @@ class PairwiseAlignment(nn.Module):
         temperature: Of ``"cta_grounded"``.
         chunk: See :func:`pair_scores`.
         gather: Contrast the pairs of all processes: each one holds its own reports against the images of all, and their
-            scores are put together. Every process then returns the same loss, and DDP's averaged gradients equal those
-            of one process (see :mod:`mgca_lib.alignment.distributed`). GLoRIA's own code contrasts within a GPU.
+            scores are put together; time and memory of a process grow with the number of images. Every process then
+            returns the same loss, and DDP's averaged gradients equal those of one process (see
+            :mod:`mgca_lib.alignment.distributed`). GLoRIA's own code contrasts within a GPU.
     """
 
     def __init__(self, form: str, *, temperature: float = 0.1, chunk: int = 0, gather: bool = True) -> None:
