@@ -524,7 +524,7 @@ for (name, label), gain in detection_gains.items():
 # The gain is paired: both trunks had the same labelled films, and are compared on the same test films. Compare the datasets, too. For
 # opacities, reports gave the trunk a reason to encode them. For coins and buttons they gave it little, since few reports mention
 # one, and a trunk that learned to *ignore* them would be a good student. The table decides: where pretraining helps all the same,
-# edges and bright spots that were learned for other things are enough.
+# something that was learned for other things (edges, bright spots, perhaps the devices that reports do name) may serve.
 #
 # ### How exact are the boxes?
 
@@ -851,7 +851,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # **The failure case.** Compare each row with the side of a cell. Where boxes are hardly larger than the finest cell, a miss is no
-# surprise, whichever the trunk: the place was lost before the head could ask for it. The smallest anchors are a twelfth of the
+# surprise; but hold the two datasets against each other: if bright objects smaller than a cell are found as often as larger, faint
+# opacities, size is not the whole story. The smallest anchors are a twelfth of the
 # film's side, and a coin may be smaller. Larger inputs are the cure, and they cost. Neighbouring thirds may stand in the wrong
 # order: look whether their intervals overlap before you explain it. The paper's own Object-CXR numbers are low as well, and at
 # 1 % it prints "<1".
@@ -920,9 +921,10 @@ assert coarse[key].subsets == detectors[key].subsets, "other films were drawn: t
 # <details><summary>Solution</summary>
 #
 # `strides=strides[:1]` for the finest. The coarsest places small objects badly; the finest can place them, but has seen little of
-# what surrounds them. Where the coarsest alone is hardly worse, or even ahead, most of its mAP comes from large objects: count by
-# size, as section 12 does. (It also has fewer anchors to sort in the same few steps. And where the intervals overlap, no order is
-# shown.) If all three scores are near zero, the head had too few films and steps to show it: raise `STEPS`.
+# what surrounds them. Both heads saw the same films, so the paired gain decides, not whether two intervals overlap:
+# `detection_gain(detectors[key], coarse[key], **bootstrap["object_cxr"])`. Where it is above zero, the finer maps were worth something;
+# where it is not, most of the mAP comes from large objects: count by size, as section 12 does. (The coarsest alone also has fewer
+# anchors to sort in the same few steps.) If all three scores are near zero, the head had too few films and steps to show it: raise `STEPS`.
 # </details>
 #
 # **3. Research.** How much of an outline is habit? Average all training masks of a dataset, draw the average above a threshold on every

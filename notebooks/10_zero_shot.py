@@ -224,14 +224,15 @@ below = [label for label, one in results["mgca"].per_class.items() if one.high <
 print(f"surely better than guessing: {', '.join(above) or 'none'}; surely worse: {', '.join(below) or 'none'}")
 
 # %% [markdown]
-# Read the figure row by row. A blue dot right of the dashed line, with its whole bar, is a finding that the encoder
-# learned to see *and* to name from reports alone. The grey dots show what an untrained space gives: it need not be
+# Read the figure row by row. A blue dot right of the dashed line, with its whole bar, is a finding that this pair of
+# sentences sorts better than guessing. Whether the sentence that names it does the work, section 6 asks for one finding; and
+# exercise 2 shows what sentences reach that do not name it at all. The grey dots show what an untrained space gives: it need not be
 # 0.5 in a single row, since any fixed direction sorts films somehow; over the rows it has no reason to leave chance. Its
 # bars cover other films, not other random weights: a second untrained network would sort the same films differently, and
 # these bars do not show by how much.
 #
 # Where the probe is far ahead, the knowledge is in the features but the sentence does not point at it. Where both are
-# low, the features do not have it. That distinction is what the comparison is for. And a blue bar that lay wholly on the
+# low, a probe with so few labels does not find it either. That distinction is what the comparison is for. And a blue bar that lay wholly on the
 # left of chance would not be noise: the sentences would sort the films, the wrong way round. Section 6 asks how a pair
 # of sentences fails.
 #
@@ -455,7 +456,8 @@ spread_of = {"toward": toward.std(), "away": away.std(), "difference": (toward -
 print("  standard deviation over films:", ", ".join(f"{name} {value:.3f}" for name, value in spread_of.items()))
 
 # %% [markdown]
-# A half below 0.5 points the wrong way. If both halves are above it and the pair is not, they cancel: two vectors that lie
+# A half below 0.5 points the wrong way, and where the pair scores below one of its halves, the other does harm. If both
+# halves are above 0.5 and the pair is not, they cancel: two vectors that lie
 # close together leave a small difference, and what remains of it can be anything. The standard deviations show how
 # much of each half survives the subtraction.
 #
@@ -568,6 +570,8 @@ run.show(
 )
 
 # %% [markdown]
+# Where the intervals of two directions overlap widely, neither is shown to be easier.
+#
 # Whoever needs the *very* report of this film should read recall. Whoever wants similar cases asks for less: are the
 # first $K$ reports **about the same disease**? That is precision at K. It needs one class a study, and we take the
 # rarest finding present, as in notebook 08. Chance is now high, because whole classes are right.
@@ -692,8 +696,8 @@ print("not answered yet" if my_cosine is None else "right")
 
 # %% [markdown]
 # **2. Modify.** Write one sentence for and one against the finding of section 6 that beat the course's prompts on the
-# *validation* films. The two in the cell say nothing about it; replace them. Only when yours are better, look at the test films,
-# once.
+# *validation* films. The two in the cell say nothing about it; replace them. (Any two sentences are a direction, and a direction
+# may sort sick from well: yours should beat these two as well.) Only when yours are better, look at the test films, once.
 
 # %%
 mine = PromptSet("mine", {worst: ("This is a chest film.",)}, {worst: ("No prior film for comparison.",)})
@@ -741,9 +745,9 @@ print(
 #
 # **1.** $\cos 45° = 0.707$: the mean is $(0.5, 0.5)$, its length 0.707, the class vector $(0.707, 0.707)$.
 #
-# **2.** Read ten training reports that name the finding, and borrow their grammar: place, side and severity as a
-# radiologist would dictate them. For the denial try describing the normal, such as "the heart is normal in size" for the
-# heart.
+# **2.** Look at section 6 first and mend the half that fails. If it is the affirming one, read ten training reports that name
+# the finding, and borrow their grammar: place, side and severity as a radiologist would dictate them. If it is the denying one,
+# describe the normal, such as "the heart is normal in size" for the heart.
 #
 # **3.** Loop over the classes with their words. Where no report denies a finding by name, look for what describes the normal
 # instead, such as "the heart is normal in size". Averaging forty reports also averages what else they say, so their difference may carry age, devices or

@@ -358,7 +358,9 @@ for (label, other), gain in gains.items():
 #
 # The paper asked whether a model that learned from natural photographs and their captions would do as well. Below are its own
 # numbers, on CheXpert and RSNA, and ours. **The heights must not be compared**: other data, other labels, networks of other
-# sizes. What can be compared is who is ahead, and here only as far as the intervals above carry it.
+# sizes. What can be compared is who is ahead, and here only as far as the intervals above carry it. Our *imagenet* row, where there
+# is one, learned from photographs and the names of what they show, without captions; without a *vision-language* row the paper's
+# own question stays open.
 
 # %%
 from mgca_lib.evaluation.paper_tables import paper_table
@@ -406,9 +408,13 @@ for (name, label, other), probe in at_home.items():
         print(f"phantom {name:8s}, {label}: mgca is {verdict} {other:16s} {gain}")
 
 # %% [markdown]
-# The intervals of the table are over draws of the labelled films (at 100 % over test patients), those of the lines over test patients. An order that holds on
-# phantoms and not on patients tells about the phantoms: what pretraining learned there is what phantoms are made of. An
-# order that holds on both says a little more, and still nothing about a network of the published size.
+# Shares are of at most 700 films, so that 1 % is seven. The intervals of the table are over three draws of the labels (at 100 %
+# over test patients), and three draws make wide ones: an interval that covers nearly the whole scale says nothing. Those of the
+# lines, as those of the NIH table, are over test patients: do not compare widths.
+#
+# *Order* means what paired lines show, not what means do. Which "better than" stands on phantoms and on patients, and which on
+# phantoms only? What holds on phantoms alone tells about phantoms: what pretraining learned there is what they are made of. What
+# holds on both says a little more, and still nothing about a network of the published size.
 
 # %% [markdown]
 # ## 5. Where the score comes from
@@ -691,7 +697,8 @@ print(f"{SAY['pairs']}: does a film find its text among five better than chance?
 # that no film can show.
 #
 # Read the verdicts line by line, for they need not agree: features of films may carry over to patients where the pairing of
-# films with words does not. And a "yes" says "better than this one rival", not "better than a network that saw other
+# films with words does not. Nor need the shares agree: sections 4 and 5 have the lines for all labels and for films with a
+# finding, and whoever quotes one should quote all. And a "yes" says "better than this one rival", not "better than a network that saw other
 # pictures": that comparison stands in sections 4 to 6, where the weights are at hand. Where a network does not help, that
 # is worth knowing too. The remedies are old: train on what you will be tested on (the Indiana University reports are open
 # to anyone, `data_scripts/prepare_openi.py`), make the training world as varied as the test world, and measure against a

@@ -222,7 +222,8 @@ differences(inputs, steps, metrics | yardsticks, "inputs")
 #
 # Small effects may need time. The long runs make as many passes as notebook 06, in the grid's smaller batches (`one_cell.py` with
 # `EPOCHS = 18`): once with the published loss and coarse patches, and once with contrast over films and all three steps of section 4. The steps
-# were chosen on an earlier version of the phantoms, with other test films, and not changed since.
+# were chosen on an earlier version of the phantoms, with other test films, and not changed since. **Guess**: which findings will clear chance
+# with every seed, and will the probe pay?
 
 # %%
 long = long[long["variant"].isin(["all", NEW])]
@@ -313,14 +314,16 @@ for label, key in places.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# These intervals say where the *mean* of many such trainings may lie. A single further training may fall twice as far out. Why can the last column
-# be so much surer than the first? Seeds disagree on how often they hit; but what each of them hits, it may hit as often in the masks of others.
+# These intervals say where the *mean* of many such trainings may lie. A single further training may fall twice as far out. In some rows the last
+# column is much surer than the first, in others it is not. How can that be? Seeds may disagree on how often they hit, and each may still hit
+# as often in the masks of others.
 # All seeds were tested on the same films and on the same few boxes; what another hospital's films would give, no interval here says.
 #
 # ## 8. Beside the mark
 #
 # Some findings are seen by an edge that lies just outside their mask (notebook 15, section 9). So let the brightest pixel lie up to three pixels
-# beside the mask. Everybody gains by that: a blind guess, and a map of usual places. **Guess**: for which finding will three pixels change the most?
+# beside the mask. Everybody gains by that: a blind guess, and a map of usual places. **Guess**:
+# which finding will be clearly above both, once three pixels are allowed?
 
 # %%
 rows = {}
@@ -363,14 +366,14 @@ for label, metric in read_off.items():
 pd.DataFrame(lines).T.join(differences(long, together, read_off, "reading"))
 
 # %% [markdown]
-# The film's vector is pooled: it says *whether* a finding is known, not *where*. Hold it against section 5. Where both rise for a finding, the story
-# of two sides that wait for each other fits. Where words point and the film's row has not moved, it does not: patches can say where without
-# the pooled vector saying more. And where the report says much that the film does not, there is something left to learn from.
+# The film's vector is pooled: it says *whether* a finding is known, not *where*. Hold it against section 5. Where the film's row rises
+# for a finding whose words point, the story of notebook 15 fits: words drop what the film's vector does not show, until it does. Where words point
+# and no rise can be told, that story has no support: patches can say where without the pooled vector saying more. And where the report says much that the film does not, there is something left to learn from.
 #
-# ## 10. A failure, looked at: three seeds, three stories
+# ## 10. A failure, looked at: what one seed would have told
 #
 # On which finding do the seeds of the new training disagree? Here is what each of them alone would have let you write about it. *Points*
-# means more than twice chance, a line that was drawn before looking. (Where all agree, the finding with the lowest hit rate is shown.)
+# means more than twice chance, a line that was drawn before looking. Look how close a seed lies to it before you believe its verdict. (Where all agree, the finding with the lowest hit rate is shown.)
 
 # %%
 own = times.loc[NEW]
