@@ -381,11 +381,13 @@ for label, column in measures.items():
     if "all" not in set(long.loc[long["metric"] == column, "variant"]):
         continue
     for row in paired_differences(long, "all", column).to_dict("records"):
-        verdicts[f"{row['variant']}, {label}"] = verdict(row["mean"], row["low"], row["high"])
+        line = verdicts.setdefault(f"{row['variant']}, {label}", {"difference": f"{row['mean']:+.3f}"})
+        line["against all"] = verdict(row["mean"], row["low"], row["high"])
         if row["n"] > 1:
+            line["difference"] += f" ({row['low']:+.3f} to {row['high']:+.3f})"
             key = f"grid/{row['variant']}/{column.replace(' ', '_')}_minus_all"
             run.record(key, {part: row[part] for part in ("mean", "low", "high", "n")})
-pd.DataFrame({"against all": verdicts}, dtype=str)
+pd.DataFrame(verdicts, dtype=str).T
 
 # %%
 ends = ("prototypes-16", "prototypes-256")

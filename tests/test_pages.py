@@ -52,7 +52,9 @@ def of_repeated_seeds(root):
 
 
 def of_the_grid(root):
-    """Means over the seeds of every variant, and differences of every pair within seeds, in each of the tables."""
+    """Means over the seeds of every variant, and differences within seeds, in each of the tables: of every pair, but for
+    switches, which are compared with ``all`` alone, and prototypes with each other.
+    """
     found = set()
     for kind in COMMITTED:
         wide = read_committed(root, kind).pivot_table(index="metric", columns=["variant", "seed"], values="value")
@@ -62,8 +64,13 @@ def of_the_grid(root):
             if f"{name}_shuffled" in wide.index
         }
         for part in [*(row for _, row in wide.iterrows()), *above.values()]:
-            values = part.unstack("seed").to_numpy()
-            differences = (values[:, None] - values[None]).reshape(-1, values.shape[1])
+            by_variant = part.unstack("seed")
+            values, names = by_variant.to_numpy(), by_variant.index
+            compared = [
+                [kind != "switches" or "all" in (one, two) or one[:10] == two[:10] == "prototypes" for two in names]
+                for one in names
+            ]
+            differences = (values[:, None] - values[None])[np.array(compared)]
             for spread in (values, differences):
                 spread = spread[~np.isnan(spread).any(axis=1)]
                 seeds = spread.shape[1]
