@@ -52,8 +52,9 @@ def of_repeated_seeds(root):
 
 
 def of_the_grid(root):
-    """Means over the seeds of every variant, and differences within seeds, in each of the tables: of every pair, but for
-    switches, which are compared with ``all`` alone, and prototypes with each other.
+    """Means over the seeds of every variant, and differences within seeds, in each of the tables.
+
+    Differences of every pair, but switches are compared with ``all`` alone, and prototypes with each other.
     """
     found = set()
     for kind in COMMITTED:
