@@ -124,7 +124,7 @@ def train_masked_language(
         total, masked = 0.0, 0
         order = np.random.default_rng((seed, epoch)).permutation(len(reports))
         for batch in _batches(reports, order[: len(order) // batch_size * batch_size], batch_size, collate):
-            count = int((batch["labels"] != _NOT_MASKED).sum())
+            count = _masked_pieces(batch)
             loss = _loss(encoder, head, _share(batch, accelerator), accelerator) / max(count, 1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -171,6 +171,10 @@ def _batches(
 ) -> Iterator[dict[str, Tensor]]:
     for start in range(0, len(order), size):
         yield collate([{"input_ids": reports.report(row)[0].tolist()} for row in order[start : start + size]])
+
+
+def _masked_pieces(batch: dict[str, Tensor]) -> int:
+    return int((batch["labels"] != _NOT_MASKED).sum())
 
 
 def _share(batch: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
@@ -264,7 +268,7 @@ def _measure(
     collate = _collator(tokenizer, _VALIDATION_SEED)
     total, masked = 0.0, 0
     for batch in _batches(reports, range(len(reports)), batch_size, collate):
-        count = int((batch["labels"] != _NOT_MASKED).sum())
+        count = _masked_pieces(batch)
         loss = _loss(encoder, head, batch, accelerator) / max(count, 1)
         total, masked = total + float(loss) * count, masked + count
     encoder.train()

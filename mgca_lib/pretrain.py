@@ -306,7 +306,9 @@ def _check_all_there(step: int, out: Path, accelerator: Accelerator) -> None:
     """
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
-        found = ", ".join(f"step {step}" if step >= 0 else f"{-1 - step} passes over the reports" for step in steps)
+        found = ", ".join(
+            f"step {step}" if step >= 0 else f"{-1 - step} of the passes over the reports" for step in steps
+        )
         raise PretrainError(f"{out}: the processes found different checkpoints ({found}); all nodes must share it")
 
 
