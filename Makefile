@@ -23,7 +23,7 @@ setup: $(STAMP) ## install everything into .venv
 course: $(STAMP) ## execute the whole course and print its table
 	@$(COURSE) run --profile $(PROFILE) --seed $(SEED) --cores $(CORES)
 
-seeds: $(STAMP) ## the course, with notebooks 03, 04 and 06 to 08 repeated for SEEDS="43 44"
+seeds: $(STAMP) ## the course, with notebooks 03, 04, 06 to 08 and 13 repeated for SEEDS="43 44"
 	@$(COURSE) run --profile $(PROFILE) --seed $(SEED) --cores $(CORES) --seeds $(SEEDS)
 
 grid: $(STAMP) ## train and measure variants for SEEDS, one run each; VARIANTS="ita all" picks some

@@ -44,7 +44,14 @@ READ_GRID = {
 # These take all cores, except at smoke, where starting up is most of the work and goes side by side.
 HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining", "15_grounding"}
 # Repeated for further seeds, on the same data.
-SEEDED = ["03_instance_alignment", "04_token_alignment", "06_pretraining", "07_linear_probe", "08_seeing_prototypes"]
+SEEDED = [
+    "03_instance_alignment",
+    "04_token_alignment",
+    "06_pretraining",
+    "07_linear_probe",
+    "08_seeing_prototypes",
+    "13_phantoms_to_patients",
+]
 
 if not Path(DATA_ROOT, "prepared").is_dir():
     Path(OUTPUTS, "01_data_preparation", "metrics.json").unlink(missing_ok=True)  # the data were deleted: make them again
@@ -53,6 +60,12 @@ if not Path(DATA_ROOT, "prepared").is_dir():
 def folder_of(name, more):
     """Further seeds have folders of their own; the data come from the first."""
     return f"{OUTPUTS}{more if name in SEEDED else ''}/{name}"
+
+
+def needed_by(name, more):
+    """A further seed of a notebook also needs its first one, which may have prepared data of its own."""
+    first = [f"{OUTPUTS}/{name}/metrics.json"] if more else []
+    return [*first, *(f"{folder_of(need, more)}/metrics.json" for need in NEEDS[name])]
 
 
 wildcard_constraints:
@@ -76,7 +89,7 @@ rule notebook:
         notebook="notebooks/{name}.py",
         sources=lambda wildcards: source_files(Path(f"notebooks/{wildcards.name}.py"), Path()),
         grid=lambda wildcards: [f"notebooks/grid/{table}.csv" for table in READ_GRID.get(wildcards.name, [])],
-        needs=lambda wildcards: [f"{folder_of(need, wildcards.more)}/metrics.json" for need in NEEDS[wildcards.name]],
+        needs=lambda wildcards: needed_by(wildcards.name, wildcards.more),
     output:
         OUTPUTS + "{more}/{name}/metrics.json",
     log:

@@ -75,7 +75,7 @@ def _check_kinds(part: Any) -> None:
 class ModelConfig:
     """The two encoders and the space they share. Defaults: the paper's ViT variant."""
 
-    backbone: str = _setting("vit_base_patch16_224", "timm name of the image encoder, ViT or CNN")
+    backbone: str = _setting("deit_base_patch16_224", "timm name of the image encoder, ViT or CNN")
     backbone_weights: bool = _setting(True, "start the image encoder from timm's ImageNet weights (needs the hub)")
     backbone_channels: list[int] = _setting([], "channels per stage, for timm ResNets only; empty: as published")
     stem_width: int = _setting(0, "channels of the stem's first layers, for timm ResNets only; 0: as published")
@@ -364,7 +364,7 @@ PROFILES: dict[str, Config] = {
     ),
     "full_width": Config(
         profile="full_width",
-        model=ModelConfig(text_model="", backbone_weights=False, text_vocabulary=1500),
+        model=ModelConfig(backbone="vit_base_patch16_224", text_model="", backbone_weights=False, text_vocabulary=1500),
         alignment=AlignmentConfig(num_prototypes=64),  # 16 pairs cannot be spread over 500
         training=TrainingConfig(
             epochs=2,

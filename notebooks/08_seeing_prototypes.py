@@ -105,7 +105,7 @@ sizes = {
 for name, size in sizes.items():
     share = size[size > 0] / size.sum()
     even = np.exp(-(share * np.log(share)).sum())
-    print(f"{name:7s}{(size > 0).sum():4d} of {len(size)} prototypes used; as uneven as {even:.1f} equal ones")
+    print(f"{name:7s}{(size > 0).sum():4d} of {len(size)} prototypes used; as even as {even:.1f} equally full ones")
 
 # %%
 from mgca_lib import figures
@@ -124,7 +124,7 @@ run.show(
 )
 
 # %% [markdown]
-# "As uneven as so many equal ones" is the exponential of the entropy: with all studies at one prototype it is 1, with an even
+# "As even as so many equally full ones" is the exponential of the entropy: with all studies at one prototype it is 1, with an even
 # spread it is $K$. An unused prototype is not a mistake by itself. There are more prototypes than diseases here, on
 # purpose: the paper has 500 of them, for fourteen labels.
 
@@ -142,18 +142,10 @@ run.show(
 # %%
 import pandas as pd
 
+from mgca_lib.data.tasks import DISEASES
 from mgca_lib.evaluation.prototypes import dominant_finding
 
-FINDINGS = [
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Lung Lesion",
-    "Pleural Effusion",
-    "Pneumonia",
-    "Pneumothorax",
-]
+FINDINGS = list(DISEASES)
 labels = test.labels(FINDINGS)
 finding = np.char.lower(dominant_finding(labels, FINDINGS))
 several = (labels == 1).sum(axis=1) > 1
@@ -175,8 +167,9 @@ pd.Series(finding).value_counts().rename("studies")
 # | finding | edema | edema | nodule | nodule | nodule | edema |
 #
 # **Purity**: let every cluster name itself after its most frequent finding; which share of studies is then named
-# correctly? **Homogeneity** and **completeness** ask its question from both sides, as shares from 0 to 1 of the uncertainty
-# that is removed: does a cluster hold one finding only, and does a finding stay in one cluster? Their harmonic mean is the **V-measure**, the same number as **NMI**, normalised mutual information.
+# correctly? Two more measures run from 0 to 1. **Homogeneity**: how much of the doubt about the finding goes away once the cluster
+# is known? **Completeness**: how much of the doubt about the cluster goes away once the finding is known? Their harmonic mean is
+# the **V-measure**, the same number as **NMI**, normalised mutual information.
 # Work out the purity before you run the cell.
 
 # %%
@@ -211,25 +204,31 @@ print(
 # Four clusterings of the same test studies:
 #
 # - **prototypes** of the trained model, and of the **untrained** one (random prototypes, random encoder);
-# - **k-means** on the trained image embeddings, with as many clusters as prototypes are used. It never saw a prototype. If
-#   it does as well, then what we see is the merit of the *embedding*, not of the prototypes;
+# - **k-means**, with as many clusters as prototypes are used, on the trained embeddings of *training* films, as the prototypes were
+#   made from training films, too. It never saw a prototype. If it does as well, then what we see is the merit of the *embedding*,
+#   not of the prototypes;
 # - k-means on the **untrained** embeddings: what the shape of the encoder and the pixels give for free.
 #
 # **Before you run the next cell**, put the four in the order that you expect.
 
 # %%
-from sklearn.cluster import KMeans
+from mgca_lib.evaluation.prototypes import kmeans_prototypes
 
 used = int((sizes["image"] > 0).sum())
-means = {
-    name: KMeans(used, n_init=4, random_state=run.seed).fit(part.numpy())
-    for name, part in (("mgca", image), ("random", image_before))
+train = run.studies("mimic_cxr").split("train")
+train = train.select(range(min(len(train), 5000)))  # k-means needs no more
+known = PairImages(train, tokenizer, transform, max_pieces=run.config.model.max_pieces, seed=run.seed)
+centres = {
+    name: kmeans_prototypes(embed_pairs(one, known)[0], min(used, len(train)), seed=run.seed)
+    for name, one in (("mgca", model), ("random", untrained))
 }
+
+# %%
 clusterings = {
     "mgca": of_image.cluster,
     "random": assign_prototypes(image_before, untrained.prototypes).cluster,
-    "kmeans_mgca": means["mgca"].labels_,
-    "kmeans_random": means["random"].labels_,
+    "kmeans_mgca": assign_prototypes(image, centres["mgca"]).cluster,
+    "kmeans_random": assign_prototypes(image_before, centres["random"]).cluster,
 }
 patients = test.table["patient_id"].to_numpy()
 agreement = {
@@ -244,30 +243,25 @@ rows = {
 pd.DataFrame(rows).T
 
 # %%
-above = {
-    name: {key: part.measures[key].mean - part.chance[key] for key in ("purity", "nmi", "homogeneity", "completeness")}
-    for name, part in agreement.items()
-}
 print("the same, above shuffled findings:")
-pd.DataFrame(above).T.round(3)
+pd.DataFrame({name: {key: str(part.above_chance(key)) for key in part.measures} for name, part in agreement.items()}).T
 
 
 # %%
 def stands(one, other, measure):
     """Whether two intervals overlap: a cautious test, since both are of the same studies."""
-    one, other = agreement[one].measures[measure], agreement[other].measures[measure]
+    one, other = agreement[one].above_chance(measure), agreement[other].above_chance(measure)
     return "is above" if one.low > other.high else "is below" if one.high < other.low else "overlaps with"
 
 
-ours, shuffled = agreement["mgca"].measures["nmi"], agreement["mgca"].chance["nmi"]
-print(
-    f"NMI of the prototypes {ours}, shuffled {shuffled:.3f}: {'above' if ours.low > shuffled else 'not clearly above'} chance"
-)
+ours = agreement["mgca"].above_chance("nmi")
+print(f"NMI of the prototypes above shuffled {ours}: {'above' if ours.low > 0 else 'not clearly above'} chance")
 for other in ("random", "kmeans_mgca", "kmeans_random"):
-    print(f"NMI of the prototypes {stands('mgca', other, 'nmi')} that of {other}")
+    print(f"NMI of the prototypes, above shuffled, {stands('mgca', other, 'nmi')} that of {other}")
 
 # %% [markdown]
 # **Reading it.** First *above chance*: did the prototypes pick up disease at all? Then *untrained*: is it training that did it?
+# (All comparisons are of what exceeds shuffled findings: noise in many clusters has a higher NMI than noise in few.)
 # An untrained projection often sends nearly all studies to one or two prototypes; its purity is then simply the share of the
 # largest group, which shows once more how little purity says alone, and its completeness hangs on the few studies outside: look
 # at the interval. Then *k-means*: do prototypes add anything to the embedding they live in? The lines above answer for this run.
@@ -306,8 +300,8 @@ run.show(
 
 # %% [markdown]
 # The lower row is the tidy one, and about diseases that proves **nothing**. Prototypes cut the space into regions, and a map that
-# keeps neighbours together shows regions as patches. Only the upper row can be evidence, since findings were unknown to the
-# model. (A clump of stars may stand far from every point, and the star of a colour far from its studies: a prototype need only be
+# keeps neighbours together shows regions as patches. Only the upper row can be evidence, since no label was shown to the model, and
+# these reports were not either. (A clump of stars may stand far from every point, and the star of a colour far from its studies: a prototype need only be
 # the *nearest* one in direction, and need not lie among the images. It has reports to serve, too.)
 #
 # And if the space had no order at all? The next cell replaces every embedding with *random noise*, and every prototype too. The
@@ -329,8 +323,9 @@ run.show(
 )
 
 # %% [markdown]
-# Confetti above *and* below: between points that are all about equally far apart, no plane can keep neighbours together. The eye
-# tires of such comparisons, so count: how often does the nearest point on the map have the same colour?
+# Confetti above *and* below: between points that are all about equally far apart, a plane can keep few neighbours together. The eye
+# tires of such comparisons, so count: how often does the nearest point on the map have the same colour? For the embeddings, for
+# those of the untrained model, and for noise.
 
 # %%
 from scipy.spatial import cKDTree
@@ -341,8 +336,17 @@ def like_neighbour(layout, colours):
     return float(np.mean(colours == colours[nearest]))
 
 
+# %%
+maps_before = {
+    name: project(image_before, untrained.prototypes, method=method, seed=run.seed)
+    for name, method in (("t-SNE", "tsne"), ("UMAP", "umap"))
+}
 rows = {}
-for what, drawn, prototype in (("embeddings", maps, of_image.cluster), ("noise", noise_maps, of_noise)):
+for what, drawn, prototype in (
+    ("embeddings", maps, of_image.cluster),
+    ("untrained", maps_before, clusterings["random"]),
+    ("noise", noise_maps, of_noise),
+):
     for method, (studies_there, _) in drawn.items():
         for kind, colours in (("finding", finding), ("prototype", prototype)):
             by_chance = float(np.mean(colours == np.random.default_rng(run.seed).permutation(colours)))
@@ -351,8 +355,9 @@ for what, drawn, prototype in (("embeddings", maps, of_image.cluster), ("noise",
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# So the patches in the lower row of the embeddings do say something: the model has put order into the space. They do not say
-# *whose* order. That can only be seen in the columns of the finding, and measured where the map is not needed, in the space itself,
+# Even noise keeps a few neighbours: compare each column with the chance beside it. The patches in the lower row of the embeddings
+# stand for more order than noise has; how much of it is training's, the rows of the untrained model tell (which may have one
+# prototype for nearly all, so that chance is high). None of it says *whose* order. That can only be seen in the columns of the finding, and measured where the map is not needed, in the space itself,
 # where noise gets what it deserves:
 
 # %%
@@ -444,22 +449,29 @@ for number, rows in zip(largest, near_reports, strict=True):
 
 # %% [markdown]
 # Prototypes may also gather what is no disease: bedside (AP) films, tubes and lines, or a way of writing. So we ask the same
-# question of the labels that we left out. **Guess**: is the projection, AP or PA, better known to the prototypes than the findings are?
+# question of the labels that we left out. NMI would mislead here: half of its denominator is the entropy of the prototypes, so a
+# question with two answers gets a low NMI however well it is answered. Homogeneity asks which *share* of this question's own
+# uncertainty is gone once the prototype is known; that share of its entropy, in bits, is what the prototypes say about it.
+# **Guess**: of which do they settle the largest share, the finding, the projection (AP or PA), or the devices? And of which do
+# they tell most bits?
 
 # %%
+from scipy.stats import entropy
+
 others = {
     "projection": test.table["view"].to_numpy(),
     "support devices": np.where(test.labels(["Support Devices"])[:, 0] == 1, "devices", "none mentioned"),
 }
-print(f"{'finding':16s} NMI above shuffled {above['mgca']['nmi']:6.3f}")
-for name, groups in others.items():
-    part = cluster_agreement(of_image.cluster, groups, groups=patients, seed=run.seed)
-    print(f"{name:16s} NMI above shuffled {part.measures['nmi'].mean - part.chance['nmi']:6.3f}")
-    run.record(f"prototypes/nmi_above_chance/{name.replace(' ', '_')}", part.measures["nmi"].mean - part.chance["nmi"])
+for name, groups in {"finding": finding, **others}.items():
+    part = cluster_agreement(of_image.cluster, groups, groups=patients, seed=run.seed).above_chance("homogeneity")
+    bits = entropy(pd.Series(groups).value_counts(), base=2)
+    print(f"{name:16s} share settled, above shuffled: {part}; of {bits:.2f} bits, {part.mean * bits:.2f}")
+    run.record(f"prototypes/homogeneity_above_chance/{name.replace(' ', '_')}", part.as_metric())
 
 # %% [markdown]
-# If a nuisance stands near or above the finding, then "prototypes are diseases" is too kind a reading. If it stands well below
-# but above zero, prototypes know it as well, though less. Prototypes gather whatever images and reports *both* tell, and reports
+# If a nuisance is settled to as large a share as the finding, then "prototypes are diseases" is too kind a reading, even where the
+# finding, the bigger question, has more bits. If its share stands well below but above zero, prototypes know it as well, though
+# less. Prototypes gather whatever images and reports *both* tell, and reports
 # do mention lines and tubes.
 
 # %% [markdown]
@@ -493,14 +505,16 @@ run.show(
     "modalities",
     "Images and reports in one space: where colours mix, the two modalities share it; separate islands are a gap.",
 )
-alike = like_neighbour(np.concatenate(joint), kinds)
-print(f"{alike:.0%} of the points have a nearest neighbour of their own kind; of points that mix freely, half would")
+both = torch.nn.functional.normalize(torch.cat([image, report]), dim=1).numpy()  # the space itself, not the map
+alike = like_neighbour(both, kinds)
+print(f"{alike:.0%} of the vectors have a nearest neighbour of their own kind; of vectors that mix freely, half would")
 
 # %% [markdown]
 # Islands of one colour are a *modality gap*: image and report vectors live apart, although an image tends to be closer to its own
 # report than to most others. An island of reports may even lie beside one of images. Contrast alone does not close the gap, as it
-# only compares across the gap. Prototypes can be shared all the same, since they ask for directions: compare the share above with
-# its chance. If the colours do mix while the share stays well below one, the regions are right, and their borders cut through
+# only compares across the gap. Prototypes can be shared all the same: a shift common to all reports changes their similarity to a
+# prototype by the same amount, and *which* prototype is nearest changes only as far as prototypes differ along that shift.
+# Compare the share above with its chance. If the colours do mix while the share stays well below one, the regions are right, and their borders cut through
 # studies.
 
 # %% [markdown]
@@ -550,6 +564,15 @@ print(f"prototypes with a single study, which are pure by definition: {singles}"
 # **Where it breaks.** One label a study hides the others. With few test studies a prototype holds a handful, and its composition is
 # mostly luck. Maps show the order of the model, whatever it is of.
 
+# %%
+for name, part in agreement.items():
+    for measure in ("purity", "nmi"):
+        run.record(f"prototypes/{measure}/{name}", part.measures[measure].as_metric())
+        run.record(f"prototypes/{measure}/{name}_chance", part.chance[measure])
+for name, size in sizes.items():
+    run.record(f"prototypes/used/{name}", int((size > 0).sum()))
+run.finish(question="Are prototypes diseases?", headline="prototypes/nmi/mgca").name
+
 # %% [markdown]
 # ## 11. Exercises
 #
@@ -573,18 +596,17 @@ print("not answered yet" if None in (my_purity, my_nmi) else "right")
 # rarest, and compare the NMI above chance. Does the conclusion of section 4 depend on this choice?
 
 # %%
-order = sorted(FINDINGS, key=lambda name: -(test.labels([name]) == 1).sum())
-other_finding = np.char.lower(dominant_finding(labels, FINDINGS, priority=order))
-other = cluster_agreement(of_image.cluster, other_finding, resamples=20)
-print(
-    f"rarest wins {above['mgca']['nmi']:.3f}, most frequent wins {other.measures['nmi'].mean - other.chance['nmi']:.3f} (NMI above shuffled)"
-)
-assert (other_finding == finding)[~several].all(), "a study with one finding must keep it"
+my_order = None  # the eight findings, most frequent first
+asked = [(labels[:, FINDINGS.index(name)] == 1).sum() for name in my_order or FINDINGS]
+assert my_order is None or (sorted(my_order) == sorted(FINDINGS) and asked == sorted(asked, reverse=True)), "not yet"
+other_finding = np.char.lower(dominant_finding(labels, FINDINGS, priority=my_order))
+other = cluster_agreement(of_image.cluster, other_finding, groups=patients, seed=run.seed).above_chance("nmi")
+print(f"rarest wins {ours}, " + ("not answered yet" if my_order is None else f"most frequent wins {other}"))
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The cell is the solution; now repeat it for `kmeans_mgca`. A conclusion that turns with the order of the labels is a conclusion about the
+# `my_order = sorted(FINDINGS, key=lambda name: -(test.labels([name]) == 1).sum())`. Now repeat it for `kmeans_mgca`. A conclusion that turns with the order of the labels is a conclusion about the
 # labels.
 # </details>
 #
@@ -593,9 +615,15 @@ assert (other_finding == finding)[~several].all(), "a study with one finding mus
 # clusters, and compare the NMI above chance over three pretraining seeds.
 
 # %%
-ita_and_cta = run.config.override(prototype_weight=0.0)
-assert ita_and_cta.alignment.prototype_weight == 0.0
-assert ita_and_cta.alignment.instance_weight == run.config.alignment.instance_weight, "change one thing at a time"
+my_difference = None  # (low, high) of the interval over your seeds
+assert my_difference is None or my_difference[0] <= my_difference[1], "low first"
+print(
+    "not answered yet"
+    if my_difference is None
+    else "shown"
+    if min(my_difference) > 0 or max(my_difference) < 0
+    else "not shown"
+)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -603,15 +631,6 @@ assert ita_and_cta.alignment.instance_weight == run.config.alignment.instance_we
 # `pretrain(ita_and_cta, run.studies("mimic_cxr"), run.output_dir / "no_prototypes", seed=..., resume=True)`. Compare k-means with k-means:
 # the prototypes of a model trained without CPA are random vectors. Use `t_interval` over the paired differences of the seeds.
 # </details>
-
-# %%
-for name, part in agreement.items():
-    for measure in ("purity", "nmi"):
-        run.record(f"prototypes/{measure}/{name}", part.measures[measure].as_metric())
-        run.record(f"prototypes/{measure}/{name}_chance", part.chance[measure])
-for name, size in sizes.items():
-    run.record(f"prototypes/used/{name}", int((size > 0).sum()))
-run.finish(question="Are prototypes diseases?", headline="prototypes/nmi/mgca").name
 
 # %% [markdown]
 # ## 12. References and the next notebook

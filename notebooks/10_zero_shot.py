@@ -187,7 +187,7 @@ results = {
     ),
     "mgca": zero_shot(image["test"], vectors, truth, **drawing),
 }
-draws = [run.seed + number for number in range(5)]
+draws = [1000 * run.seed + number for number in range(5)]
 probe = linear_probe(*features.values(), task=TASKS["chexpert"], fraction=0.1, seeds=draws)
 for name, one in (*((name, result.auroc) for name, result in results.items()), ("probe, 10 % of the labels", probe)):
     print(f"{name:26s} macro AUROC {one.mean:.3f} ({one.low:.3f} to {one.high:.3f})")
@@ -681,7 +681,13 @@ for k in (1, 5):
 #
 # **Where it breaks.** Findings that the reports rarely name, denials in unusual grammar, classes whose vector lies
 # near every film, and films with several findings, of which a sentence describes one.
-#
+
+# %%
+run.finish(
+    question="Can the encoder read labels it was never given?", headline="zero_shot/chexpert/auroc/macro/mgca"
+).name
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Recall.** Two prompts of one class are unit vectors at a right angle. What is the cosine between the class
@@ -755,11 +761,6 @@ print(
 # time, since a rise may come from the denial alone.
 #
 # </details>
-
-# %%
-run.finish(
-    question="Can the encoder read labels it was never given?", headline="zero_shot/chexpert/auroc/macro/mgca"
-).name
 
 # %% [markdown]
 # ## References and the next notebook

@@ -594,7 +594,14 @@ if share < 1e-3:
 #
 # **Where it breaks.** Few seeds give wide intervals. Between studies, the phantom's reports hardly repeat themselves, and
 # few are full. Two groups on one process share their BatchNorm; two GPUs of the published run did not.
-#
+
+# %%
+headline = "difference/upstream-vit/probe/chexpert/auroc/10%"
+if headline not in run.metrics:
+    headline = "occasions/empty_word_slots"
+_ = run.finish(question="What are the published code's quirks worth?", headline=headline)
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Recall.** Two words with the values 1 and 3 and two empty slots with the value 0. What does *upstream's*
@@ -664,9 +671,3 @@ else:
 #   varies from seed to seed, and how to compare in spite of it.
 #
 # **Next:** [13 From phantoms to patients](13_phantoms_to_patients.ipynb).
-
-# %%
-headline = "difference/upstream-vit/probe/chexpert/auroc/10%"
-if headline not in run.metrics:
-    headline = "occasions/empty_word_slots"
-_ = run.finish(question="What are the published code's quirks worth?", headline=headline)

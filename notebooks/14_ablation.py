@@ -338,7 +338,11 @@ run.record("ablation/orders_seen", len(set(story.values())))
 #
 # **Where it breaks.** Sharing a seed pairs the initial weights of what two variants have in common. It does not pair
 # everything: a term that is off changes every gradient after the first step.
-#
+
+# %%
+_ = run.finish(question="What does each alignment add?", headline="ablation/all/chexpert/10%/auroc")
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Recall.** Differences of .02, .04 and .06 over three seeds. Mean, $s$, and the ends of the interval?
@@ -390,6 +394,3 @@ print(f"own seeds: {new}" if new else "no seeds of your own yet: make grid VARIA
 # - Student, *The Probable Error of a Mean*, Biometrika 1908.
 #
 # **Next:** [15 Grounding](15_grounding.ipynb): is token alignment grounding, and what would make it so?
-
-# %%
-_ = run.finish(question="What does each alignment add?", headline="ablation/all/chexpert/10%/auroc")

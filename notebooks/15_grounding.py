@@ -855,7 +855,11 @@ print(f"furthest below its ceiling: {worst}, by {gap[worst]:.2f}")
 # encoders themselves train with another loss: notebook 16.
 #
 # **Where it breaks.** Coarse patches, thin findings. Findings that come together. Films without a report.
-#
+
+# %%
+_ = run.finish(question="Is token alignment grounding?", headline="grounding/all/cta_grounded/pointing")
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Recall.** A batch of 8 pairs. What is the grounded loss of a network that gives every word and every patch the same
@@ -918,6 +922,3 @@ print(
 # - Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016: the pointing game, with a tolerance.
 #
 # **Next:** [16 Learning to point](16_learning_to_point.ipynb): the same losses, trained from the start, over seeds.
-
-# %%
-_ = run.finish(question="Is token alignment grounding?", headline="grounding/all/cta_grounded/pointing")

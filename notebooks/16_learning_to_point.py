@@ -401,7 +401,11 @@ run.record(f"story/{NEW}/{worst}/times_chance", spread.as_metric())
 #
 # **Where it breaks.** Findings that are seen by an edge. Findings that come together, of which words may take either. Three seeds, where runs
 # disagree.
-#
+
+# %%
+_ = run.finish(question="Can a model be trained to point?", headline=f"long/{NEW}/all/pointing")
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Recall.** A finding has a chance of .05 and a ceiling of .90. What is eight times chance, and where does it lie between chance (0)
@@ -462,6 +466,3 @@ print(f"the report encoder learns at {my_config.training.text_rate_factor:g} of 
 # - Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016: the pointing game, with a tolerance.
 #
 # **Next:** back to [00 Start here](00_start_here.ipynb), with data of your own.
-
-# %%
-_ = run.finish(question="Can a model be trained to point?", headline=f"long/{NEW}/all/pointing")

@@ -4,7 +4,9 @@ Every image shows one of four patterns, and its report names the pattern, so tha
 learn and every task has labels.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,6 +45,13 @@ SMALL = {
 def tiny_config(**settings) -> Config:
     """The smoke profile, smaller."""
     return load_profile("smoke", **(SMALL | settings))
+
+
+def with_cell(studies: Studies, row: int, column: str, value: Any) -> Studies:
+    """The same studies, one cell of the table replaced; a column as Arrow stores it takes no list or dict."""
+    values = studies.table[column].tolist()
+    values[row] = value
+    return replace(studies, table=studies.table.assign(**{column: pd.Series(values, dtype=object)}))
 
 
 def draw(pattern: str, rng: np.random.Generator, *, width: int = 44, height: int = 40) -> np.ndarray:

@@ -215,7 +215,7 @@ def test_from_dict_refuses_what_to_dict_did_not_write():
 def test_paper_profile_is_the_published_recipe():
     """Values of facts about the published repository, typed here a second time."""
     paper = load_profile("paper")
-    assert (paper.model.backbone, paper.model.text_layers, paper.model.max_pieces) == ("vit_base_patch16_224", 6, 112)
+    assert (paper.model.backbone, paper.model.text_layers, paper.model.max_pieces) == ("deit_base_patch16_224", 6, 112)
     assert (paper.model.stored_size, paper.model.image_size) == (256, 224)
     assert (paper.model.hidden_dim, paper.model.joint_dim) == (2048, 128)
     alignment = paper.alignment

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dense_helpers import square_studies
+from helpers import with_cell
 from PIL import Image
 from torch import nn
 
@@ -36,10 +37,9 @@ def studies(tmp_path_factory):
 
 
 def change(studies, row, **values):
-    table = studies.table.copy()
     for column, value in values.items():
-        table.at[row, column] = value
-    return replace(studies, table=table)
+        studies = with_cell(studies, row, column, value)
+    return studies
 
 
 def encoder(name="test_resnet", size=64, **settings):

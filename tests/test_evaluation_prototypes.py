@@ -123,7 +123,16 @@ def test_modality_agreement_and_its_chance():
     agreement, chance = modality_agreement(Assignment(a, a), Assignment(b, b), resamples=200)
     assert chance == pytest.approx(0.6 * 0.2 + 0.3 * 0.2 + 0.1 * 0.6, abs=0.02)
     assert agreement.low - 0.01 < chance < agreement.high + 0.01
-    assert modality_agreement(Assignment(a, a), Assignment(a, a), resamples=10)[0].mean == 1
+
+
+@pytest.mark.parametrize(("shift", "share"), [(0, 1.0), (1, 0.0)])
+def test_agreement_of_all_or_none_still_has_an_interval(shift, share):
+    a = np.arange(12) % 3
+    one, other = Assignment(a, a), Assignment((a + shift) % 3, a)
+    found, _ = modality_agreement(one, other, groups=np.arange(12) // 2, resamples=10)
+    z2 = 1.959964**2  # Wilson: the far end lies z^2 / (n + z^2) away, of n = 6 patients
+    assert (found.mean, found.n) == (share, 6)
+    assert abs(share - (found.low if share else found.high)) == pytest.approx(z2 / (6 + z2), abs=1e-6)
 
 
 def test_dominant_finding_prefers_the_rarest_or_the_priority():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import PATTERNS, small_tokenizer, tiny_studies
+from helpers import PATTERNS, small_tokenizer, tiny_studies, with_cell
 from torch.utils.data import DataLoader
 
 from mgca_lib.data import pairs as module
@@ -247,8 +247,7 @@ def test_long_reports_are_cut(studies):
 
 
 def test_a_row_without_report_is_named(studies):
-    broken = studies.select(range(4))
-    broken.table.at[2, "sentences"] = []
+    broken = with_cell(studies.select(range(4)), 2, "sentences", [])
     with pytest.raises(DatasetError, match=r"image 'train002' \(row 2\) has no report to pair it with"):
         pairs(broken)
 

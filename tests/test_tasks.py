@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import PATTERNS, tiny_studies
+from helpers import PATTERNS, tiny_studies, with_cell
 from PIL import Image
 
 from mgca_lib.data.studies import DatasetError
@@ -22,8 +22,7 @@ def studies(tmp_path):
 
 
 def relabel(studies, row, **values):
-    studies.table.at[row, "labels"] = studies.table.at[row, "labels"] | values
-    return studies
+    return with_cell(studies, row, "labels", studies.table.at[row, "labels"] | values)
 
 
 def test_the_tasks_of_the_paper():

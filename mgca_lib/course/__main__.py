@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="execute what is missing or out of date, then print the table")
     run.add_argument("--profile", choices=PROFILES, default="demo")
     run.add_argument("--seed", type=int, default=42)
-    run.add_argument("--seeds", type=int, nargs="+", default=[], help="repeat 03, 04 and 06 to 08 with these seeds")
+    run.add_argument("--seeds", type=int, nargs="+", default=[], help="repeat 03, 04, 06 to 08 and 13 with these seeds")
     run.add_argument(
         "--cores", type=int, default=free_cores(), help="processor cores to use (default: all, %(default)s)"
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -214,4 +216,4 @@ class RunBatches:
 
 def report_texts(studies: Studies) -> list[str]:
     """Return the cleaned report of every row: its sentences joined by spaces, as the tokenizer sees it."""
-    return [" ".join(sentences) for sentences in studies.table["sentences"]]
+    return pc.binary_join(pa.array(studies.table["sentences"], type=pa.list_(pa.string())), " ").to_pylist()

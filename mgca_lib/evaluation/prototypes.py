@@ -11,7 +11,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from mgca_lib.evaluation.intervals import Interval, bootstrap_interval
+from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
 
 AGREEMENT_MEASURES = ("purity", "nmi", "homogeneity", "completeness")
 
@@ -90,7 +90,8 @@ def modality_agreement(
     """Share of studies whose image and report choose the same prototype, and the share expected by chance.
 
     Chance is the agreement of two independent draws from the two modalities' own prototype frequencies, so
-    a model that sends everything to one prototype has an agreement of 1 and a chance of 1.
+    a model that sends everything to one prototype has an agreement of 1 and a chance of 1. The interval is Wilson's
+    where all studies agree or none does, else a bootstrap's.
 
     >>> one, other = (Assignment(np.array(c), np.ones(4)) for c in ([0, 0, 1, 1], [0, 1, 1, 1]))
     >>> agreement, chance = modality_agreement(one, other)
@@ -100,6 +101,9 @@ def modality_agreement(
     same = (image.cluster == report.cluster).astype(np.float64)
     count = 1 + int(max(image.cluster.max(), report.cluster.max()))
     shares = [np.bincount(part.cluster, minlength=count) / len(part.cluster) for part in (image, report)]
+    if same.min() == same.max():  # all or none: resampled cases cannot differ, though others might
+        units = len(same) if groups is None else len(set(groups))
+        return wilson_interval(same[0] * units, units), float(shares[0] @ shares[1])
     interval = bootstrap_interval(
         lambda rows: same[rows].mean(), len(same), groups=groups, resamples=resamples, seed=seed
     )

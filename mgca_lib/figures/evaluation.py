@@ -38,8 +38,8 @@ def probe_bars(
 ) -> Figure:
     """Linear probing, after table 1 of the paper: each method at each share of labels, with its interval.
 
-    Published numbers come from other data and other encoders; they are drawn as open diamonds to compare
-    the pattern, not the height.
+    Published numbers come from other data and other encoders; they are drawn as diamonds in the colour of their method
+    to compare the pattern, not the height.
 
     Args:
         results: ``results[dataset][fraction][method]`` holds ``mean``, ``low`` and ``high``.
@@ -68,8 +68,8 @@ def probe_bars(
                 shown = ((published or {}).get(dataset, {}).get(fraction) or {}).get(method)
                 if shown is not None:
                     ends.append(shown)
-                    diamond = {"marker": "D", "markersize": 4.5, "markerfacecolor": "white", "linestyle": "none"}
-                    axis.plot(x + 0.3 * step, shown, color=INK, **diamond)
+                    diamond = {"marker": "D", "markersize": 5, "markeredgecolor": INK, "linestyle": "none"}
+                    axis.plot(x, shown, color=method_colour(method), **diamond)
         axis.axhline(base, color=MUTED, linewidth=1)
         room = 0.06 * (max(ends) - min(ends))
         axis.set_ylim(min(ends) - (room if min(ends) < base else 0), max(ends) + room)
@@ -81,7 +81,7 @@ def probe_bars(
     handles = [Patch(facecolor=method_colour(method), label=method) for method in methods]
     if published:
         handles.append(
-            Line2D([], [], marker="D", markerfacecolor="white", color=INK, linestyle="none", label="published")
+            Line2D([], [], marker="D", color=MUTED, markeredgecolor=INK, linestyle="none", label="published")
         )
     if chance:
         handles.append(Line2D([], [], color=MUTED, label=f"foot of the bars: {foot}"))
