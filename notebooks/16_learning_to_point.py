@@ -49,7 +49,7 @@ import pandas as pd
 from mgca_lib import figures
 from mgca_lib.evaluation.intervals import t_interval
 from mgca_lib.grid import STATED
-from mgca_lib.grid_results import committed_cells, compare_steps, load_grid, over_seeds, trained_elsewhere
+from mgca_lib.grid_results import committed_cells, compare_steps, load_grid, over_seeds
 
 pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
 
@@ -81,7 +81,6 @@ own_data = run.studies("mimic_cxr").card.table_sha256
 rows = {}
 for kind, table in {"terms": terms, "inputs": inputs, "long": long}.items():
     cells = committed_cells(run.root, kind)
-    look = set(table.loc[table["metric"] == "looks/rows", "variant"])
     rows[kind] = {
         "variants": table["variant"].nunique(),
         "cells of your own": len(table.loc[table["source"] == "own", ["variant", "seed"]].drop_duplicates()),
@@ -89,15 +88,13 @@ for kind, table in {"terms": terms, "inputs": inputs, "long": long}.items():
         "minutes each": f"{cells['training_seconds'].min() / 60:.0f} to {cells['training_seconds'].max() / 60:.0f}",
         "committed ones trained on": "; ".join(sorted(set(cells["processor"]))),
         "data that lie here": "yes" if set(cells["data"]) == {own_data} else "no",
-        "maps drawn": "where patches look" if look == set(table["variant"]) else "on tiles",
     }
 pd.DataFrame(rows)
 
 # %% [markdown]
-# Where *data that lie here* says no, films, masks and chance are others than those of notebooks 01 to 10: at another profile always,
-# and at `demo` where a table was trained before the phantoms were last redrawn. *Maps drawn* says whether each number of a map was put in the middle of
-# its tile or where its patch looks (notebook 15, section 2). Within a table all variants had the same films and were drawn alike, so they can be
-# held against each other.
+# Where *data that lie here* says no, as it does at every profile but `demo`, films, masks and chance are others than those of notebooks 01
+# to 10. Within a table all variants had the same films, and each number of a map was put where its patch looks (notebook 15, section 2), so
+# they can be held against each other.
 #
 # ## 3. Three token losses, from the start
 #
@@ -188,8 +185,8 @@ differences(terms, by_loss, metrics | yardsticks, "losses")
 # With `mlm_epochs=10` it fills in masked words of the training reports for ten passes first (masked language modelling, MLM), without
 # any film, and then everything trains as before.
 #
-# `cta_grounded` stands in the next figure once more. Where its numbers differ from those above, that is
-# another computer, and other data if section 2 says so. **Guess**: which of the three steps is worth most for pointing?
+# `cta_grounded` stands in the next figure once more, with the trainings of section 3. **Guess**: which of the three steps is worth most
+# for pointing?
 
 # %%
 by_input = ("cta_grounded", "cta_grounded-stride-8", "cta_grounded-stride-8-window", NEW)
@@ -206,15 +203,10 @@ steps = {
     "near words": ("cta_grounded-stride-8", "cta_grounded-stride-8-window"),
     "masked words first": ("cta_grounded-stride-8-window", NEW),
 }
-steps = {
-    label + ", other computer" * (after in trained_elsewhere(run.root, before, "inputs")): (before, after)
-    for label, (before, after) in steps.items()
-}
 differences(inputs, steps, metrics | yardsticks, "inputs")
 
 # %% [markdown]
-# A step that also changed the kind of processor or the precision, and with it the rounding, says so, as far as that was recorded. Look at the probe
-# on RSNA, too: for which step do two rows lie below zero? Finer patches raise the ceiling, too
+# Look at the rows of the probe, too: does a step that points better cost anything there? Finer patches raise the ceiling
 # (notebook 15, sections 2 and 6), most of all for nodules, so what they gain need not be knowledge. And three seeds separate large effects only: a
 # step may be well motivated and still be worth too little to be seen after six passes.
 #

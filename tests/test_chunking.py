@@ -187,3 +187,12 @@ def test_encoding_in_chunks_keeps_rows_in_place(studies, batch):
     parts = encode_in_chunks(model.image_encoder, 4, batch.images)
     for item in fields(Tokens):
         torch.testing.assert_close(getattr(parts, item.name), getattr(whole, item.name), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_8192_pairs_in_one_batch(studies):
+    """The size that one card is meant to train; tiny encoders, in double precision."""
+    batch = tiny_batch(studies, [row % 12 for row in range(8192)])
+    batch = replace(batch, images=batch.images.double() + torch.randn(batch.images.shape, dtype=torch.float64) / 10)
+    whole, parts = (step(model_of(studies, chunk_size=size).double(), batch) for size in (0, 64))
+    assert_same_step(whole, parts, loss=1e-8, gradient=1e-5)
