@@ -559,7 +559,9 @@ without = ill.sum(axis=1) == 0
 alike = (ill @ ill.T > 0) | (without[:, None] & without)
 if len(missed):
     shared, by_luck = alike[missed, chosen[missed]].mean(), alike[missed].mean()
-    print(f"{shared:.0%} share a disease, dominant or not, or are both without one; a random report would in {by_luck:.0%}")
+    print(
+        f"{shared:.0%} share a disease, dominant or not, or are both without one; a random report would in {by_luck:.0%}"
+    )
 run.record("failures/same_finding", agreement)
 run.record("failures/same_finding_by_chance", by_chance)
 

@@ -226,7 +226,7 @@ asked.rename_axis("word")
 # %% [markdown]
 # The hope was that *is* counts less than *effusion*; look whether it does. Attention of a class token is not a measure
 # of medical importance: nothing in the loss asks for that. The class token reads whatever helps to tell *this* report
-# from others, and a word that most reports have, with or without a *no* before it, may help little.
+# from others, and that may be a side, a device, or an odd turn of phrase.
 #
 # Now the loss on real tokens, checked with the same slow loop: three studies of the batch with their own weights.
 
