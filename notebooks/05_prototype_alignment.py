@@ -115,9 +115,10 @@ run.show(
 )
 
 # %% [markdown]
-# Follow study 2. It liked $c_1$ twice as much as $c_2$, yet ends at $c_2$: prototype 1 is crowded, and among those
-# who want it, study 2 has the best alternative. **Codes compare studies with each other**; a softmax does not. Every
-# scaling repairs one demand and slightly breaks the other, but the damage shrinks each time.
+# Follow study 2. It liked $c_1$ twice as much as $c_2$, yet ends at $c_2$: prototype 1 is crowded. Studies 2, 3 and 4
+# each have a second choice that nobody else wants as much; study 1 has only 2 parts of anything else, so it stays.
+# **Codes compare studies with each other**; a softmax does not. Every scaling repairs one demand and slightly breaks
+# the other, but the damage shrinks each time.
 #
 # The library does the same on logarithms, where scaling is a subtraction.
 
@@ -147,7 +148,7 @@ run.show(figures.sinkhorn_steps(codes, list(settings)), "epsilon", "A small epsi
 
 # %% [markdown]
 # Towards 0 it becomes an assignment problem: four studies, four seats, the best seating plan. Towards infinity every
-# code is uniform and says nothing. The published 0.05 is close to a seating plan.
+# code is uniform and says nothing. For these scores 0.05, the published value, is close to a seating plan.
 #
 # ## 3. Why not simply a softmax?
 #
@@ -247,6 +248,10 @@ assert torch.allclose(in_parts, prototype_alignment_loss(v, t, c), atol=1e-6), "
 print(f"loss {in_parts:.3f}; knowing nothing gives ln K = {math.log(20):.3f}")
 
 # %% [markdown]
+# The loss lies above $\ln K$: worse than knowing nothing. Image and report of such a pair are unrelated, yet each of
+# them prefers some prototypes, and the other's code points elsewhere: confident, and wrong.
+
+# %% [markdown]
 # ## 5. The trained model
 #
 # As before: the finished run of notebook 06 if it is there, trained now if not.
@@ -265,7 +270,7 @@ image, report = embed_pairs(model, pairs)
 image_before, _ = embed_pairs(untrained, pairs)
 centres = model.prototypes.detach().cpu()
 loss = prototype_alignment_loss(image, report, centres).item()
-print(f"{len(image)} test studies, K = {len(centres)}; loss {loss:.3f}, knowing nothing {math.log(len(centres)):.3f}")
+print(f"{len(image)} test pairs, K = {len(centres)}; loss {loss:.3f}, knowing nothing {math.log(len(centres)):.3f}")
 
 # %% [markdown]
 # ### Fewer studies than prototypes
@@ -295,17 +300,29 @@ figure = figures.curves(
     {"codes of the test images": spread, "K / B, at least 1": floor},
     log_x=True,
     x_label="batch size B",
-    y_label="effective prototypes a study",
+    y_label="effective prototypes a film",
     marks={f"K = {len(centres)}": len(centres)},
 )
 run.show(figure, "batch_size", "In a batch smaller than K, equal filling tears every study into pieces.")
 
 # %% [markdown]
 # To the left of $K$ arithmetic forces the codes apart, whatever the films show, and the more the smaller the batch. Upstream lives far
-# to the left (72 studies, 500 prototypes), and our `demo` model just left of $K$. Upstream's
-# Sinkhorn over several GPUs is written but never selected. The library offers two ways out. Over processes it shares
-# the column sums; and a `FeatureQueue` remembers past embeddings, which take part in Sinkhorn and are then thrown
-# away.
+# to the left (72 studies, 500 prototypes), and our `demo` model just left of $K$. Right of $K$ the curve does not reach
+# 1. Why not? The next cell measures how far the scores of a film's best prototypes lie apart.
+
+# %%
+best_first = scores.sort(dim=1, descending=True).values
+gaps = (best_first[:, :1] - best_first[:, 1:4]).mean(dim=0) / alignment.sinkhorn_epsilon
+print("the best prototype of a film leads the next three by", [round(gap, 1) for gap in gaps.tolist()], "epsilon")
+
+# %% [markdown]
+# The best prototypes of a film differ by one or a few $\varepsilon$, and a lead of one $\varepsilon$ is a factor of
+# $e \approx 2.7$ before the columns are scaled, no more. So even a full batch shares a film among several. In the toy of
+# section 2 a step from 8 to 16 is a lead of 0.2, four times 0.05: there the leads decide.
+#
+# Upstream's Sinkhorn over several GPUs is written but never selected. The library offers two ways out of small batches.
+# Over processes it shares the column sums; and a `FeatureQueue` remembers past embeddings until newer ones overwrite
+# them. They take part in Sinkhorn; the codes they get are thrown away.
 
 # %%
 size = batch_sizes[min(2, len(batch_sizes) - 1)]
@@ -315,16 +332,16 @@ queue.push(image[past])
 alone = sinkhorn(scores[few])
 together = sinkhorn(torch.cat([scores[few], prototype_scores(queue.stored(), centres)]))[:size]
 print(
-    f"{size} studies alone: {effective_number(alone):.1f} effective prototypes; with a memory of {len(past)}: "
+    f"{size} films alone: {effective_number(alone):.1f} effective prototypes; with a memory of {len(past)}: "
     f"{effective_number(together):.1f}"
 )
 
 # %% [markdown]
 # ## 6. Did studies gather by disease?
 #
-# For reading a trained model no equal filling is needed: each study goes to its nearest prototype. First, how many
-# prototypes are used, and do film and report of a study choose the same one? Before you run the next cell: what would
-# chance agreement be?
+# For reading a trained model no equal filling is needed: each film, and each report, goes to its nearest prototype.
+# First, how many prototypes are used, and do film and report of a pair choose the same one? Before you run the next
+# cell: what would chance agreement be?
 
 # %%
 by_image = analysis.assign_prototypes(image, centres, temperature=alignment.prototype_temperature)
@@ -347,7 +364,7 @@ run.show(figure, "composition", "What the largest prototypes are made of; a pure
 # Some columns have a leading colour; hardly any has one only. Part of that is our ruler: a film with three findings
 # has one colour here, its rarest.
 #
-# Two numbers. **Purity**: the share of studies that carry the commonest finding of their prototype. **NMI**: how much
+# Two numbers. **Purity**: the share of films that carry the commonest finding of their prototype. **NMI**: how much
 # the prototype tells about the finding, from 0 to 1. Both grow with the number of clusters even if labels are
 # shuffled, so they mean nothing without that *chance* column. Before you run the next cell: is purity by chance
 # nearer to 0.1 or to 0.5?
@@ -375,21 +392,30 @@ for name, part in agreement.items():
         run.record(f"agreement/{key}/{measure}_by_chance", part.chance[measure])
 gain = agreement["trained, film"].measures["nmi"].mean - agreement["trained, film"].chance["nmi"]
 run.record("agreement/trained/film/nmi_above_chance", gain)
+luck = agreement["trained, film"].chance["purity"]
 print(f"NMI of the films above chance: {gain:+.3f}")
+print(f"purity by chance is {luck:.3f}, nearer to {'0.1' if luck < 0.3 else '0.5'}")
+print(f"one single prototype for all films would have {np.mean(finding == pd.Series(finding).mode()[0]):.3f}")
 
 # %% [markdown]
-# Read the trained rows against their own chance. The untrained row is no opponent: random weights send all films to one or two
-# prototypes. The honest control, k-means on untrained features, is in notebook 08. Nobody told the model a single label.
-# What lies above chance it took from the reports: studies that are described alike became neighbours.
+# The commonest finding alone makes purity by chance that high in one single heap, and in small heaps some finding leads
+# by luck. Read the trained rows against their own chance. The untrained row is no opponent:
+# random weights send all films to one or two prototypes. The honest control, k-means on untrained features, is in
+# notebook 08. Nobody told the model a single label. What lies above chance it took from the reports: films that are
+# described alike became neighbours.
 #
 # ### Which findings gather?
 #
-# For each finding, take the prototype that it is most over-represented in, among those with at least five studies. *Share* is the
-# part of all its studies that sits there, *purity* the part of that prototype that it makes up, *prevalence* its part of the test
-# split, and *lift* how many times the prevalence the purity is.
+# For each finding, take the prototype that it is most over-represented in, among those with at least five films.
+# *Share* is the part of all its films that sits there, and *patients* is how many patients these are; *purity* is the
+# part of that prototype that it makes up, *prevalence* its part of the test split, and *lift* how many times the
+# prevalence the purity is.
 #
-# **Before you run the next cells**: prototypes are many and small, and we take the best of them for each finding. Which lift does
-# a finding have if the labels are shuffled: 1?
+# What would luck do? The films of one patient are alike, in label and in prototype. So we do not shuffle films: labels
+# change hands between *patients* with equally many films.
+#
+# **Before you run the next cells**: prototypes are many and small, and we take the best of them for each finding. Which
+# lift does a finding have if the labels are shuffled: 1?
 
 
 # %%
@@ -404,25 +430,44 @@ def best_lift(names):
 
 
 # %%
+patients = test.table["patient_id"].to_numpy()
+films_of = pd.Series(range(len(test))).groupby(patients).agg(list)
+equally_many = [np.array(group.tolist()) for _, group in films_of.groupby(films_of.map(len))]
+
+
+def exchanged(names, random):
+    mixed = names.copy()
+    for group in equally_many:  # a row a patient, a column a film
+        mixed[group] = names[random.permutation(group)]
+    return mixed
+
+
+# %%
 large = sizes_by_finding(finding)
 purities = large.div(large.sum(axis=1), axis=0)
-gathered = pd.DataFrame({"studies": pd.Series(finding).value_counts(), "prototype": purities.idxmax()})
-gathered["share"] = [large.at[k, name] / n for name, n, k in gathered[["studies", "prototype"]].itertuples()]
-gathered["purity"], gathered["prevalence"] = purities.max(), gathered["studies"] / len(finding)
+gathered = pd.DataFrame({"films": pd.Series(finding).value_counts(), "prototype": purities.idxmax()})
+gathered["share"] = [large.at[k, name] / n for name, n, k in gathered[["films", "prototype"]].itertuples()]
+places = gathered["prototype"].items()
+gathered["patients"] = [len(set(patients[(by_image.cluster == k) & (finding == name)])) for name, k in places]
+gathered["purity"], gathered["prevalence"] = purities.max(), gathered["films"] / len(finding)
 gathered["lift"] = best_lift(finding)
 random = np.random.default_rng(run.seed)
-by_luck = pd.DataFrame([best_lift(random.permutation(finding)) for _ in range(200)])
+by_luck = pd.DataFrame([best_lift(exchanged(finding, random)) for _ in range(200)])
 gathered["lift, shuffled"], gathered["19 of 20 shuffled below"] = by_luck.mean(), by_luck.quantile(0.95)
 gathered.sort_values("lift", ascending=False).round(2)
 
 # %%
 beyond = gathered[gathered["lift"] > gathered["19 of 20 shuffled below"]].index
 print("gather beyond luck:", ", ".join(beyond) or "none")
+print(f"{len(gathered)} tests at 5 % each: {0.05 * len(gathered):.2f} of them 'gather' by luck alone, on average")
 run.record("gathered/beyond_luck", len(beyond))
 
 # %% [markdown]
-# Not 1: the best of many small prototypes has a high lift by luck alone, the more so for a rare finding. Only what exceeds the last
-# column has gathered, and even that may rest on a handful of films.
+# Not 1: the best of many small prototypes has a high lift by luck alone, the more so for a rare finding. Only what
+# exceeds the last column has gathered, and even that may rest on a handful of films from fewer *patients*. And every
+# row is a test of its own: among so many, about half a false "gathers" is to be expected. A common finding has another
+# limit: its lift cannot exceed one divided by its prevalence, and where shuffled labels reach that as well, the test is
+# blind.
 #
 # ### What does a prototype look like?
 #
@@ -459,8 +504,12 @@ for letter, row in zip(letters, shown, strict=True):
 # ## 7. A failure, looked at: what else do they gather by?
 #
 # Nothing in the loss says *disease*. It says: whatever image and report agree on. Candidates are the view (AP for
-# bed-bound patients, PA for those who can stand) and devices, which reports love to mention. Before you run the next
-# cell: which of the three explains the prototypes best?
+# bed-bound patients, PA for those who can stand) and devices, which reports love to mention.
+#
+# *Homogeneity* is the share of what there is to know about a sorter that the prototype tells. (NMI would punish the
+# prototypes for being many more than two views.) But there is not equally much to know: the entropy of the sorter, in
+# bits, says how much, and the share times the bits is what is told. Before you run the next cell: which of the three do
+# the prototypes settle to the largest *share*, and of which do they tell most *bits*?
 
 # %%
 device = np.where(test.labels(["Support Devices"])[:, 0] == 1, "device", "none")
@@ -470,15 +519,18 @@ explained = {name: analysis.cluster_agreement(by_image.cluster, labels, **settin
 for name, part in explained.items():
     above = part.measures["homogeneity"].mean - part.chance["homogeneity"]
     run.record(f"explained/{name}/homogeneity_above_chance", above)
+    p = pd.Series(sorters[name]).value_counts(normalize=True)
+    bits = -(p * np.log2(p)).sum()
     print(f"{name:9} {part.measures['homogeneity']}, chance {part.chance['homogeneity']:.3f}, above it {above:+.3f}")
+    print(f"{'':9} above chance that is {above * bits:.2f} of {bits:.2f} bits")
 
 # %% [markdown]
-# *Homogeneity* is the share of what there is to know about a sorter that the prototype tells: NMI would punish the
-# prototypes for being many more than two views. Compare *device* and *view* with *finding*: as far as they
-# rival it, the prototypes are **shortcuts**, right in this hospital, wrong in the next one. If one of them is ahead, prototypes tell
-# more of that than of the disease. The shuffled row shows what nothing looks like.
+# A share compares how far each question is settled, bits compare how much is said. View and device are yes/no questions
+# of at most one bit; the finding is a bigger one, so a smaller share of it can be more bits. A device that is settled
+# as far as the disease is a **shortcut** all the same: right in this hospital, wrong in the next one. The shuffled row
+# shows what nothing looks like.
 #
-# Here are the two prototypes with the lowest purity, among those with at least five studies.
+# Here are the two prototypes with the lowest purity, among those with at least five films.
 
 # %%
 purity = large.max(axis=1) / large.sum(axis=1)
@@ -493,23 +545,27 @@ figure = figures.prototype_grid(
 )
 run.show(figure, "impure", "Films of the two least pure prototypes: what do they share?")
 for k, members in zip(worst, rows, strict=True):
-    from_bed = np.mean(sorters["view"][members] == "AP")
-    print(f"prototype {k}: purity {purity[k]:.2f}, AP views {from_bed:.0%} of the films shown")
+    from_bed, with_device = np.mean(sorters["view"][members] == "AP"), np.mean(device[members] == "device")
+    print(f"prototype {k}: purity {purity[k]:.2f}, of the films shown AP {from_bed:.0%}, with device {with_device:.0%}")
+print(f"all test films: AP {np.mean(sorters['view'] == 'AP'):.0%}, with device {np.mean(device == 'device'):.0%}")
 
 # %% [markdown]
-# Look for a common view, a common device, the same size of lungs, or simply nothing. In this run every film of the lower row
-# carries a pacemaker, whatever the finding: impure by our ruler, this prototype has a theme all the same, and it is a device. The
-# upper row is from the bedside, as the count above says, with tubes, lines or electrodes on most of its films. Where a prototype has
-# no theme at all, that is the price of equal filling: there are fewer diseases than prototypes, and somebody has to sit there.
+# Look for a common view, a common device, the same size of lungs, or simply nothing, and compare the shares with those
+# of all test films in the last line. Where nearly every film of a row comes from the bedside or carries a device,
+# whatever the finding, the prototype is impure by our ruler and has a theme all the same. Look which device it is: it
+# may be one and the same. (The count goes by labels, and those come from reports: a device that the report does not
+# mention is not counted.) Where a prototype has no theme at all, that is the price of equal filling: there are fewer
+# diseases than prototypes, and somebody has to sit there.
 #
 # ## What we showed, and what not
 #
 # **Shown.** Sinkhorn turns scores into codes that fill all prototypes equally; without it the loss rewards collapse;
-# film and report of a study choose the same prototype far more often than by chance; prototypes tell more of the finding
+# film and report of a pair choose the same prototype far more often than by chance; prototypes tell more of the finding
 # than shuffled labels would, and nobody gave a label.
 #
-# **Not shown.** That a prototype *is* a disease. Most are mixed, what they tell of view and devices rivals what they tell of the
-# finding (section 7), and the number of prototypes was ours to choose. [Notebook 08](08_seeing_prototypes.ipynb) draws the map.
+# **Not shown.** That a prototype *is* a disease. Most are mixed; as a share, what they tell of view and devices rivals
+# what they tell of the finding (section 7); and the number of prototypes was ours to choose.
+# [Notebook 08](08_seeing_prototypes.ipynb) draws the map.
 #
 # **Where it breaks.** Batches smaller than $K$, rare findings (equal filling works against them), and whatever image
 # and report agree on besides disease.
@@ -544,15 +600,18 @@ else:
 
 # %% [markdown]
 # **3. Research.** Are learned prototypes better than clustering afterwards? Cluster the image embeddings with k-means
-# and as many clusters as there are prototypes in use, and compare the NMI above chance. Which comparison would be
-# fair to both?
+# (`analysis.kmeans_prototypes`) and as many clusters as there are prototypes in use, and compare the NMI above chance.
+# Which comparison would be fair to both?
 
 # %%
-my_clusters = by_image.cluster  # replace by your (N,) cluster numbers
-assert len(my_clusters) == len(finding), "one cluster a test study"
-mine = analysis.cluster_agreement(np.asarray(my_clusters), finding, **settings)
-above = mine.measures["nmi"].mean - mine.chance["nmi"]
-print(f"{mine.clusters} clusters, NMI {mine.measures['nmi']}, above chance {above:+.3f}")
+my_clusters = None  # your (N,) cluster numbers of the test films
+if my_clusters is None:
+    print("not answered yet")
+else:
+    assert len(my_clusters) == len(finding), "one cluster a test film"
+    mine = analysis.cluster_agreement(np.asarray(my_clusters), finding, **settings)
+    print(f"{mine.clusters} clusters, NMI {mine.measures['nmi']}, above chance {mine.above_chance('nmi').mean:+.3f}")
+    print(f"the learned prototypes: {agreement['trained, film'].clusters} in use, above chance {gain:+.3f}")
 
 # %% [markdown]
 # <details><summary>Solutions</summary>
@@ -563,10 +622,20 @@ print(f"{mine.clusters} clusters, NMI {mine.measures['nmi']}, above chance {abov
 # the further the exponentials lie apart, and the more rounds it takes; for 0.05 some dozens. Three rounds at 0.05, as
 # published, leave the columns a few per cent off.
 #
-# **3.** `from sklearn.cluster import KMeans` and `my_clusters = KMeans(len(np.unique(by_image.cluster)), n_init=4,
-# random_state=run.seed).fit_predict(image.numpy())`. K-means is fitted to the test split itself, which the prototypes
-# never saw; fair is to fit it on training embeddings and assign the test studies. If it does as well, then what
-# gathers the studies is the embedding, and the prototypes mainly helped to shape it.
+# **3.** Fair to both is to fit k-means where the prototypes were fitted, on the train split, and to assign the test
+# films:
+#
+# ```python
+# train_pairs = PairImages(
+#     studies.split("train"), tokenizer, transform, max_pieces=sizes.max_pieces, seed=run.seed
+# )
+# train_image, _ = embed_pairs(model, train_pairs)
+# means = analysis.kmeans_prototypes(train_image, len(np.unique(by_image.cluster)), seed=run.seed)
+# my_clusters = analysis.assign_prototypes(image, means).cluster
+# ```
+#
+# K-means on the test films themselves would see what the prototypes never saw. If it does as well, then what gathers
+# the films is the embedding, and the prototypes mainly helped to shape it.
 #
 # </details>
 #
@@ -574,6 +643,8 @@ print(f"{mine.clusters} clusters, NMI {mine.measures['nmi']}, above chance {abov
 #
 # - Wang et al., *Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning*,
 #   NeurIPS 2022, arXiv 2210.06044, section 3.4 and figure 4. Code: HKU-MedAI/MGCA.
+# - Caron et al., *Unsupervised Learning of Visual Features by Contrasting Cluster Assignments* (SwAV), NeurIPS 2020: the
+#   swapped prediction that CPA carries over to two modalities.
 #
 # **Next:** [06 Pretraining](06_pretraining.ipynb): the three terms together, trained for real.
 

@@ -305,6 +305,13 @@ def test_similarity_histogram_means_and_shares():
     assert "unmatched pairs: mean 0.00" in texts(figure)
 
 
+def test_similarity_histograms_with_limits_share_their_axis():
+    (axis,) = figures.similarity_histogram(np.array([0.2, 1.5]), np.array([0.0, -3.0]), limits=(-1, 1)).axes
+    assert axis.get_xlim() == (-1, 1)
+    bars = {(round(bar.get_x(), 2), round(bar.get_height())) for bar in axis.patches if hasattr(bar, "get_height")}
+    assert {(-1.0, 50), (0.95, 50)} <= bars  # nothing gets lost beyond the ends
+
+
 def test_bands_and_controls_share_the_colour_of_their_line():
     series = {"a": [3, 4], "shuffled": [1, 2], "b": [5, 6]}
     settings = {"x_label": "x", "y_label": "y", "dashed": ["shuffled"]}

@@ -70,22 +70,30 @@ def similarity_matrix(
 
 
 @styled
-def similarity_histogram(matched: np.ndarray, unmatched: np.ndarray, *, title: str = "") -> Figure:
+def similarity_histogram(
+    matched: np.ndarray, unmatched: np.ndarray, *, limits: tuple[float, float] | None = None, title: str = ""
+) -> Figure:
     """Cosine similarity of matched and of unmatched image-report pairs: alignment pulls the two apart.
 
     Args:
         matched: Similarities of pairs that belong together.
         unmatched: Similarities of pairs that do not.
+        limits: Ends of the horizontal axis, so that figures can be compared; what lies beyond counts in the outermost
+            bars. ``None`` takes the range of the values.
         title: Title of the figure.
     """
     figure, (axis,) = new_axes(1, 1, width=6.2, height=3.1 + 0.3 * bool(title))
     low = min(np.min(matched), np.min(unmatched))
     high = max(np.max(matched), np.max(unmatched), low + 1e-3)
+    if limits:
+        low, high = limits
+        axis.set_xlim(low, high)
     edges = np.linspace(low, high, 41)
     for values, colour in ((unmatched, MUTED), (matched, METHOD_COLOURS["mgca"])):
         values = np.asarray(values).ravel()
-        axis.hist(values, edges, weights=np.full(len(values), 100 / len(values)), color=colour, alpha=0.55)
-        axis.hist(values, edges, weights=np.full(len(values), 100 / len(values)), histtype="step", color=colour)
+        share, inside = np.full(len(values), 100 / len(values)), np.clip(values, low, high)
+        axis.hist(inside, edges, weights=share, color=colour, alpha=0.55)
+        axis.hist(inside, edges, weights=share, histtype="step", color=colour)
         axis.axvline(values.mean(), color=colour, linestyle="--", linewidth=1.2)
     handles = [
         Patch(facecolor=colour, alpha=0.7, label=f"{name}: mean {np.mean(values):.2f}")
