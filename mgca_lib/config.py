@@ -364,7 +364,7 @@ PROFILES: dict[str, Config] = {
     ),
     "full_width": Config(
         profile="full_width",
-        model=ModelConfig(backbone="vit_base_patch16_224", text_model="", backbone_weights=False, text_vocabulary=1500),
+        model=ModelConfig(text_model="", backbone_weights=False, text_vocabulary=1500),
         alignment=AlignmentConfig(num_prototypes=64),  # 16 pairs cannot be spread over 500
         training=TrainingConfig(
             epochs=2,

@@ -579,7 +579,13 @@ run.record("failures/same_finding_by_chance", by_chance)
 # volume. Notebook 07 tests that with labels. Nor that phantom numbers carry over to patients.
 #
 # **Where it breaks.** Normal studies, equal texts, small batches, and everything that the report does not mention.
-#
+
+# %%
+_ = run.finish(
+    question="Can a report tell a film from all others?", headline="retrieval/report_to_image/r@5/times_chance"
+)
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Recall.** A batch holds $B = 2$ pairs. Every matched pair has cosine 1, every unmatched pair 0, and $\tau = 1$.
@@ -649,8 +655,3 @@ else:
 # - ConVIRT, as shipped in the MGCA repository, is this term alone.
 #
 # **Next:** [04 Token alignment](04_token_alignment.ipynb): which word looks at which patch?
-
-# %%
-_ = run.finish(
-    question="Can a report tell a film from all others?", headline="retrieval/report_to_image/r@5/times_chance"
-)

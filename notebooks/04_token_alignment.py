@@ -666,7 +666,11 @@ run.show(figure, "failure", f"The phrase '{match['phrase']}': the finding lies i
 #
 # **Where it breaks.** Negatives within the study only, street-number codes, coarse patch grids (small findings fill
 # less than one patch), phrases that the tokenizer cut off.
-#
+
+# %%
+_ = run.finish(question="Which word looks at which patch?", headline="grounding/trained/pointing")
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Recall.** A report of 5 words, a film of 49 patches, a model that knows nothing: what is the token loss? Fill
@@ -740,6 +744,3 @@ print("prefers the right film in", wilson_interval(int(hits.sum()), n))
 # - Li et al., arXiv 2401.10501 (RECLF), and arXiv 2507.23402 (AGA): later ways to relate words and regions.
 #
 # **Next:** [05 Prototype alignment](05_prototype_alignment.ipynb): do studies gather by disease?
-
-# %%
-_ = run.finish(question="Which word looks at which patch?", headline="grounding/trained/pointing")

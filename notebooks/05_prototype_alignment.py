@@ -569,7 +569,13 @@ print(f"all test films: AP {np.mean(sorters['view'] == 'AP'):.0%}, with device {
 #
 # **Where it breaks.** Batches smaller than $K$, rare findings (equal filling works against them), and whatever image
 # and report agree on besides disease.
-#
+
+# %%
+_ = run.finish(
+    question="Do studies gather by disease without labels?", headline="agreement/trained/film/nmi_above_chance"
+)
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Recall.** In section 2, what is the share of study 3 in prototype 3 after the first column step? The columns
@@ -647,8 +653,3 @@ else:
 #   swapped prediction that CPA carries over to two modalities.
 #
 # **Next:** [06 Pretraining](06_pretraining.ipynb): the three terms together, trained for real.
-
-# %%
-_ = run.finish(
-    question="Do studies gather by disease without labels?", headline="agreement/trained/film/nmi_above_chance"
-)
