@@ -813,7 +813,7 @@ else:
 # ```
 # with `from mgca_lib.data.studies import load_studies`.
 #
-# **3.** Half a minute for the grey levels of all films, then a second for each fit:
+# **3.** The grey levels of all films take a while, the fits do not:
 # ```python
 # from sklearn.metrics import roc_auc_score
 #

@@ -186,8 +186,8 @@ for name, influence in seen.items():
 
 # %% [markdown]
 # Both react most to their own square, and to more. A CNN cell has seen a neighbourhood wider than its square. A ViT patch
-# may have seen the whole film by way of attention; before training it makes little use of that. So a heat map that lights up a square says "the
-# vector *stored* here answered", not "the evidence lies here".
+# may have seen the whole film by way of attention; before training it makes little use of that. So a heat map that lights
+# up a square says "the vector *stored* here answered", not "the evidence lies here".
 #
 # Look again at the CNN. Is its reaction centred on its square? `patch_offset` computes the centre of gravity, averaged over
 # the patches in the middle of the film.
@@ -446,7 +446,7 @@ pd.DataFrame(cosines).T.round(3).rename(columns={"without_last_norm": "without i
 # mean chest dominates. Reports are closer still: all start from the same `[CLS]` vector, and layers without training add
 # little to it that depends on the words. A softmax over such cosines could tell nothing apart. BatchNorm subtracts the mean chest,
 # and vectors spread over the sphere. The first BatchNorm of the head does part of the work, but behind it stands a ReLU, which
-# makes all numbers positive again. So a cone is left without the last one; to open it is what the last BatchNorm is for.
+# leaves no number below zero. So a cone is left without the last one; to open it is what the last BatchNorm is for.
 #
 # Are a film and its *own* report closer than strangers? **Predict** before you look.
 
@@ -654,8 +654,8 @@ except EncoderError as error:
 # ## 10. What we showed, what we did not, where it breaks
 #
 # **Shown:** both encoders return the same four things; a patch has seen more than its square; pieces become words in one step that
-# agrees with a loop; padding moves real words unless it is masked; the head's BatchNorms open the cone, the last
-# one what the first leaves; random features of a report already know a little.
+# agrees with a loop; padding moves real words unless it is masked; the head's BatchNorms open the cone, and the last one is
+# needed for it; random features of a report already know a little.
 #
 # **Not shown:** that attention weights become meaningful with training, or that a sum is the best way to make a
 # word. **Where it breaks:** words outside the vocabulary; reports beyond the limit; heat maps that are read as if a patch knew only its
