@@ -127,7 +127,8 @@ def check_strict(ledger: Ledger, *, strict: bool) -> None:
     if strict and faults:
         first = "; ".join(str(drop) for drop in faults[:3])
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise StrictError(f"{len(faults)} rows would be dropped: {first}{more}")
+        rows = "1 row" if len(faults) == 1 else f"{len(faults)} rows"
+        raise StrictError(f"{rows} would be dropped: {first}{more}")
 
 
 def check_any(left: Sequence[Any], ledger: Ledger, root: Path) -> None:

@@ -11,10 +11,10 @@ size of the paper), but never more than 15 % of the patients (so that a small se
 least one. Upstream draws 5,000 images at random, so that a patient can be in both.
 
 The 1,000 images of a "5x200" set for zero-shot classification, 200 for each of the five competition labels, are left
-out of ``train.csv`` as upstream does. The release holds no such list, so it is drawn here, with seed 0, from the
-images where that label is 1 and none of the others, "No Finding" excepted, is 1 or uncertain. With
-``--exclude-5x200 auto`` (the default) this happens only when every label has 200 such images and the 1,000 make up
-at most a tenth of the frontal training images.
+out of ``train.csv`` as upstream does. The release holds no such list, so one is drawn here, with seed 0, from the
+images where that label is 1 and none of the others, "No Finding" excepted, is 1 or uncertain; its images are not those
+of any published list. With ``--exclude-5x200 auto`` (the default) this happens only when every label has 200 such
+images and the 1,000 make up at most a tenth of the frontal training images.
 
 Uncertain labels (-1), ``--uncertain``:
 

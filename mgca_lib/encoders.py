@@ -465,6 +465,11 @@ def _build_trunk(
 
 def _not_here(setting: str, name: str, error: Exception) -> str:
     reason = first_line(error)
+    # A hub id is one name, or owner/name; whatever else has slashes is a place on this computer.
+    if setting == "text_model" and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        what = f"holds no model that can be read ({reason})" if Path(name).is_dir() else "no such folder"
+        what += "; '~' is not replaced" if name.startswith("~") else ""
+        return f"text_model {name!r}: {what}; put the model there (config.json, weights, vocabulary), or name a hub id"
     remedy = (
         f"set {setting} to a local folder, after `hf download {name} --local-dir FOLDER` on a computer with network"
         if setting == "text_model"

@@ -461,6 +461,22 @@ def test_text_models_that_cannot_be(tmp_path):
         build(text_model=str(tmp_path / "other"))
 
 
+@pytest.mark.parametrize("name", ["./models/text", "../text", "/models/text", "~/text", "models/text/last"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(EncoderError) as caught:
+        build_report_encoder(load_profile("smoke", text_model=name).model, vocabulary=50, padding=0)
+    message = str(caught.value)
+    assert message.startswith(f"text_model {name!r}: no such folder")
+    assert message.endswith("put the model there (config.json, weights, vocabulary), or name a hub id")
+    assert "hf download" not in message
+    assert ("'~' is not replaced" in message) == name.startswith("~")
+
+
+def test_a_folder_without_a_model_says_so(tmp_path):
+    with pytest.raises(EncoderError, match="holds no model that can be read"):
+        build_report_encoder(load_profile("smoke", text_model=str(tmp_path)).model, vocabulary=50, padding=0)
+
+
 def test_code_of_a_stranger_is_not_run(tmp_path, monkeypatch):
     """A model that brings its own code along is refused, and whoever sits at a terminal is not even asked."""
     folder, trace = tmp_path / "model", tmp_path / "trace"

@@ -54,7 +54,7 @@ def course_map(image: np.ndarray | None = None, report: str = "") -> Figure:
     _map_pooled(axis, 49, 53.5, report_colour, "whole report")
     cards = (
         (5.5, "instance", "Instance alignment", "an image finds its own report among all", "03"),
-        (24.0, "token", "Token alignment", "a word finds its place in the image", "04"),
+        (24.0, "token", "Token alignment", "each word looks for its place in the image", "04"),
         (42.5, "prototype", "Prototype alignment", "both choose the same cluster, without labels", "05"),
     )
     for y, term, name, text, number in cards:
@@ -77,7 +77,7 @@ def course_map(image: np.ndarray | None = None, report: str = "") -> Figure:
     for y, end in ((22.6, 31.2), (40.2, 33.4)):
         arrow(axis, (55.6, y), (62.7, end), TERM_COLOURS["token"], width=1.5, halo=True)
     uses = (
-        (11.0, "Linear probing", "few labels suffice", "07"),
+        (11.0, "Linear probing", "how few labels suffice?", "07"),
         (22.5, "Retrieval", "find what is alike", "03"),
         (34.0, "Word heat maps", "do words point?", "04"),
         (45.5, "Prototype maps", "are they diseases?", "08"),
