@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 from mgca_lib.batch_norm import MaskedBatchNorm
 from mgca_lib.config import ModelConfig
 from mgca_lib.data.tokenization import NO_WORD
-from mgca_lib.messages import first_line
+from mgca_lib.messages import first_line, local_fault
 
 
 class EncoderError(ValueError):
@@ -465,11 +465,9 @@ def _build_trunk(
 
 def _not_here(setting: str, name: str, error: Exception) -> str:
     reason = first_line(error)
-    # A hub id is one name, or owner/name; whatever else has slashes is a place on this computer.
-    if setting == "text_model" and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        what = f"holds no model that can be read ({reason})" if Path(name).is_dir() else "no such folder"
-        what += "; '~' is not replaced" if name.startswith("~") else ""
-        return f"text_model {name!r}: {what}; put the model there (config.json, weights, vocabulary), or name a hub id"
+    local = local_fault(name, error) if setting == "text_model" else ""
+    if local:
+        return f"text_model {name!r}: {local}; put the model there (config.json, weights, vocabulary), or name a hub id"
     remedy = (
         f"set {setting} to a local folder, after `hf download {name} --local-dir FOLDER` on a computer with network"
         if setting == "text_model"

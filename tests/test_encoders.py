@@ -473,7 +473,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):
-    with pytest.raises(EncoderError, match="holds no model that can be read"):
+    with pytest.raises(EncoderError, match="holds nothing that can be read"):
         build_report_encoder(load_profile("smoke", text_model=str(tmp_path)).model, vocabulary=50, padding=0)
 
 

@@ -165,8 +165,10 @@ def test_a_hub_id_without_network_says_what_to_do(source):
 
 def test_a_folder_without_a_tokenizer(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(TokenizerError, match="not a folder with a tokenizer"):
+    with pytest.raises(TokenizerError, match="holds nothing that can be read"):
         load_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match=r"nowhere': no such folder; put the tokenizer there"):
+        load_tokenizer(tmp_path / "nowhere")
 
 
 def test_word_numbers_need_a_fast_tokenizer(monkeypatch):

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mgca_lib.messages import first_line
+from mgca_lib.messages import first_line, local_fault
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NO_WORD = -1
@@ -102,6 +102,10 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if local := local_fault(str(source), error):
+            raise TokenizerError(
+                f"tokenizer {str(source)!r}: {local}; put the tokenizer there, or name a hub id"
+            ) from None
         raise TokenizerError(
             f"tokenizer {str(source)!r}: not a folder with a tokenizer, and the hub did not give it "
             f"({first_line(error)}). Download it on a computer with network "
