@@ -350,9 +350,10 @@ print(f"this run: {own_speed:.0f} pairs/s, {minutes:.1f} min of training steps")
 # %% [markdown]
 # ## 7. What failed, and what we did not show
 #
-# - **The model remembers.** The gap between the training and the validation curve of ITA opens early, and does not close. Not
-#   all of it is memory, for the two curves are measured differently: training losses are averages over an epoch in which the
-#   weights move, on random crops, in training mode. The cell below measures training pairs the way validation pairs are measured.
+# - **The model remembers.** The gap between the training and the validation curve of ITA opens early, and does not close. It need
+#   not all be memory, since the two curves are measured differently: training losses are averages over an epoch in which the
+#   weights move, on random crops, in training mode. The cell below measures training pairs the way validation pairs are
+#   measured; the gap between those two is memory.
 # - **The validation loss may jump** while the learning rate is high, and may then be worse than knowing nothing. A likely
 #   reason, not tested here: in evaluation mode BatchNorm uses running averages of statistics that the weights have already left
 #   behind; once the rate has fallen, the jumps stop. Had early stopping been less patient, it would have ended the run in
