@@ -65,6 +65,10 @@ def form_problems(notebook: NotebookNode, name: str) -> list[str]:
         problems.append(f'the second code cell must call start_run("{name}", ...)')
     if sum("run.finish(" in text for text in code) != 1:
         problems.append("one code cell must call run.finish(...)")
+    sections = ["run.finish(" if "run.finish(" in cell.source else cell.source for cell in cells]
+    exercises = [place for place, text in enumerate(sections) if re.search(r"^## .*Exercises", text, re.MULTILINE)]
+    if len(exercises) != 1 or "run.finish(" in sections[exercises[0] :]:
+        problems.append("run.finish(...) must come before the exercises: a wrong answer must not lose the numbers")
     for number, text in enumerate(code, start=1):
         if len(text.splitlines()) > CELL_LINES:
             problems.append(f"code cell {number} has more than {CELL_LINES} lines")
@@ -168,6 +172,12 @@ run = start_run("03_example", seed=SEED)
 
 # %%
 run.finish(question="?", headline="a")
+
+# %% [markdown]
+# ## 2. Exercises
+
+# %%
+my_answer = None
 """
 
 
@@ -177,7 +187,12 @@ run.finish(question="?", headline="a")
         ("run?", "run.", "a question"),
         ("clinical", "any", "clinical use"),
         ("03_example", "04_example", 'start_run("03_example", ...)'),
-        ("run.finish", "run.record", "run.finish"),
+        ("run.finish", "run.record", "one code cell must call run.finish"),
+        (
+            "run.finish(question",
+            "# %% [markdown]\n# ## 1. Exercises\n\n# %%\nrun.finish(question",
+            "before the exercises",
+        ),
         ("SEED = 42", "SEED = 42\n" * 26, "code cell 1 has more than 25 lines"),
         ("seed=SEED)", 'seed=SEED)\nsteps = {"demo": 3}[run.profile]', "code cell 2 looks something up by profile"),
     ],
