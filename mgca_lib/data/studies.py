@@ -249,6 +249,7 @@ def load_studies(root: str | Path) -> Studies:
         table = pq.read_table(where).to_pandas(types_mapper=_keep_nested)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{where}: not a readable parquet file ({error})") from None
+    pa.default_memory_pool().release_unused()  # what reading needed besides; with many processes a node it counts
     _check_columns(table, where)
     table = table.loc[:, list(COLUMNS)]
     _check_rows(table, where)

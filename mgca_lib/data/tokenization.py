@@ -133,8 +133,8 @@ def tokenize_reports(
         Pieces and word numbers of all reports.
     """
     pieces, words, lengths, truncated = [], [], [], []
-    for start in range(0, len(reports), 4096):  # in chunks, so that the Python objects of one chunk die early
-        chunk = reports[start : start + 4096]
+    for start in range(0, len(reports), 256):  # what a chunk needs besides its result stays with the process
+        chunk = reports[start : start + 256]
         split = [report.split() if isinstance(report, str) else list(report) for report in chunk]
         chunk_pieces, chunk_words = [], []
         encoded = tokenizer(
