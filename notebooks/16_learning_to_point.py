@@ -247,7 +247,8 @@ for variant in (name for name in LONG if name in minutes):
 
 # %% [markdown]
 # The rows of the probe answer the second question of section 1 for these trainings, and the minutes are part of their price (the passes over
-# masked words, which come before these steps, add some more). The first two columns of the differences take the loss and the steps apart.
+# masked words, which come before these steps, add some more; the committed runs of `cta_grounded` had other work beside them, so their minutes are
+# too many). The first two columns of the differences take the loss and the steps apart.
 # The three steps came at once, so nothing says *which* of them their column is owed to; section 4 took them apart, after a third of the passes.
 #
 # ## 6. Eight times chance?
