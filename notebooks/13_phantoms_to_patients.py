@@ -712,8 +712,8 @@ print(f"{SAY['pairs']}: does a film find its text among five better than chance?
 # alone.
 #
 # **Did not show.** How much of a score the way of collecting explains: other things change with it (section 5). That phantoms
-# are useless, or useful, in general: one small network, one pretraining, small samples of two collections that nobody drew
-# at random. The labels of NIH were read by a program from reports, and are often wrong; what
+# are useless, or useful, in general: one small network, one pretraining (`make seeds` repeats it), small samples of two
+# collections that nobody drew at random. The labels of NIH were read by a program from reports, and are often wrong; what
 # the collection calls COVID-19 is the patient's diagnosis and not what the film shows. Nothing here is about any clinic.
 #
 # **Where it breaks.** With other collections the order of the contestants may change. If this run says *stand-in*, nothing
