@@ -409,7 +409,7 @@ for (name, label, other), probe in at_home.items():
 
 # %% [markdown]
 # Shares are of at most 700 films, so that 1 % is seven. The intervals of the table are over three draws of the labels (at 100 %
-# over test patients), and three draws make wide ones: an interval that covers nearly the whole scale says nothing. Those of the
+# over test patients), and three draws make wide ones: an interval that covers a third of the scale says little. Those of the
 # lines, as those of the NIH table, are over test patients: do not compare widths.
 #
 # *Order* means what paired lines show, not what means do. Which "better than" stands on phantoms and on patients, and which on

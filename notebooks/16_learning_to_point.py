@@ -348,7 +348,7 @@ pd.DataFrame(rows).T
 # ## 9. What the two vectors still say
 #
 # Notebook 15, section 8, probed the vectors of whole reports: less could be read off them after training than before, most of all of a
-# pneumothorax. Here is the same probe after the long runs, on the report's vector and on the film's.
+# nodule and a pneumothorax. Here is the same probe after the long runs, on the report's vector and on the film's.
 
 # %%
 read_off = {
