@@ -412,7 +412,7 @@ for (name, label, other), probe in at_home.items():
 # over test patients), and three draws make wide ones: an interval that covers a third of the scale says little. Those of the
 # lines, as those of the NIH table, are over test patients: do not compare widths.
 #
-# *Order* means what paired lines show, not what means do. Which "better than" stands on phantoms and on patients, and which on
+# *Order* means what paired lines show, not what means do. Which "better than" stands on phantoms and on patients, and which, if any, on
 # phantoms only? What holds on phantoms alone tells about phantoms: what pretraining learned there is what they are made of. What
 # holds on both says a little more, and still nothing about a network of the published size.
 
