@@ -322,20 +322,21 @@ def test_words_follow_from_the_interval(numbers, words):
     [("inputs", {"cta_grounded"}, ("patches", "words")), ("switches", {"all", "ita+cta"}, ("prototypes", "quirks"))],
 )
 def test_the_committed_settings_are_whole(repository, kind, partners, groups):
-    """The partners and every setting, three seeds each, of one data table."""
+    """The partners and every setting, three seeds each, of one data table and one kind of processor."""
     table = module.read_committed(repository, kind)
     facts = json.loads((repository / module.COMMITTED[kind]).with_suffix(".json").read_text())
     wanted = partners | {name for name, variant in VARIANTS.items() if variant.group in groups}
     cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
     assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)}
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
+    assert module.trained_elsewhere(repository, min(partners), kind) == ()
 
 
 @pytest.mark.parametrize(
     ("kind", "wanted", "epochs"),
     [
         ("terms", {"ita", "ita+cta", "ita+cpa", "all", "cta_grounded", "gloria"}, 6),
-        ("long", {"all", "cta_grounded-stride-8-window-mlm"}, 18),
+        ("long", {"all", "cta_grounded", "cta_grounded-stride-8-window-mlm"}, 18),
     ],
 )
 def test_the_committed_results_are_whole(repository, kind, wanted, epochs):
