@@ -65,9 +65,8 @@ def form_problems(notebook: NotebookNode, name: str) -> list[str]:
         problems.append(f'the second code cell must call start_run("{name}", ...)')
     if sum("run.finish(" in text for text in code) != 1:
         problems.append("one code cell must call run.finish(...)")
-    sections = ["run.finish(" if "run.finish(" in cell.source else cell.source for cell in cells]
-    exercises = [place for place, text in enumerate(sections) if re.search(r"^## .*Exercises", text, re.MULTILINE)]
-    if len(exercises) != 1 or "run.finish(" in sections[exercises[0] :]:
+    exercises = [place for place, cell in enumerate(cells) if re.search(r"^## .*Exercises", cell.source, re.MULTILINE)]
+    if len(exercises) != 1 or any("run.finish(" in cell.source for cell in cells[exercises[0] :]):
         problems.append("run.finish(...) must come before the exercises: a wrong answer must not lose the numbers")
     for number, text in enumerate(code, start=1):
         if len(text.splitlines()) > CELL_LINES:
