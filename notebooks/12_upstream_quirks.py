@@ -24,7 +24,7 @@
 # - **Time** `smoke` about 10 s, `demo` about half a minute on two CPU cores, once notebook 06 has trained its model.
 #   Section 4 reads a grid of trainings, one for each variant and seed, that is run separately.
 # - **Data** the phantom MIMIC-CXR of notebook 01; the results of the grid.
-# - **Departures from upstream** they are the subject: each is switched on alone, and then all of them together.
+# - **Departures from upstream** they are the subject: each is switched on alone, and then the six of the token term together.
 #
 # *Research and teaching only; nothing here is fit for clinical use.*
 
@@ -498,7 +498,7 @@ found.round(3).assign(
 #
 # Where words look is what token alignment is about, so here the token quirks have their best chance. But remember
 # notebook 04: trained as published, the maps point at about chance. What points nowhere cannot be made worse, so a
-# difference of zero would prove little.
+# difference of zero would prove little, and one just below zero hardly more.
 
 # %%
 pointing = {"all findings": "grounding/all/pointing", "consolidation": "grounding/consolidation/pointing"}
@@ -544,8 +544,13 @@ every.assign(ratio=every["mean"].abs() / half).sort_values("ratio", ascending=Fa
 
 # %% [markdown]
 # The count treats the comparisons as independent, which they are not: three label fractions of one probe move
-# together, and all variants share the seeds of `all`. If `all` was lucky in its seeds, *every* variant looks worse.
-# One more check, then: a quirk that matters should show at all three fractions, with the same sign.
+# together, all rows of a variant are measured on the same few models, and all variants share the seeds of `all`. If `all`
+# was lucky in its seeds, *every* variant looks worse. So by chance alone the count strays further than the probability
+# above supposes. And a variant that fills several of the rows is *one* suspicion, not several. Look at its signs: what is
+# higher on one yardstick and lower on another is neither better nor worse.
+#
+# One more check, then: a quirk that matters to the probe should show at all three fractions, with the same sign. Before you
+# run it: how many of the ten would pass if none of them mattered?
 
 # %%
 same_sign = {}
@@ -556,6 +561,9 @@ for name in quirks:
 pd.Series(same_sign, dtype=str).to_frame("probe, all three fractions")
 
 # %% [markdown]
+# Count the rows that say *always*. Three independent signs agree by chance in one case of four; these three come from the same
+# models and agree more often. So *mixed* speaks against an effect on the probe, and *always* alone speaks for none.
+#
 # ## 5. A failure: the comparison that could not fail
 #
 # Look back at the occasions of section 3, and then at the row `same-text-masked` of section 4. It masks pairs of equal
@@ -615,7 +623,7 @@ print("not answered yet" if my_value is None else "right")
 
 # %% [markdown]
 # **2. Modify.** How many padded slots does it take until the word side of a model that knows nothing about a report
-# of ten words has doubled? Change the number until the check passes.
+# of ten words has doubled? Change the number until the cell says *doubled*.
 
 # %%
 my_slots = 0  # padded slots behind ten words
@@ -633,8 +641,9 @@ print(f"{sides[0]:.3f} and {sides[1]:.3f}:", "doubled" if sides[1] > 2 * sides[0
 # %% [markdown]
 # **3. Research.** How many seeds would this grid need to see a difference of 0.01 in the probe? The interval of a mean
 # difference over $n$ seeds is $\pm t\, s / \sqrt n$, with $s$ the spread of the differences from seed to seed; $t$ is 12.7
-# for two seeds, 4.3 for three, and nears 2 only for many. The cell takes $s$ from the grid where there is one. Plan a
-# second grid: which variants, how many seeds, how long?
+# for two seeds, 4.3 for three, and nears 2 only for many. The cell takes $s$ from the grid where there is one, and looks for
+# the first $n$ whose interval reaches no further than your difference. If the true difference were just that, how often would
+# such a grid find it? Plan a second grid: which variants, how many seeds, how long?
 
 # %%
 my_difference = 0.01  # what you want to see
@@ -657,9 +666,11 @@ else:
 #
 # **2.** $\ln(10 + n) = 2 \ln 10$ gives $n = 90$.
 #
-# **3.** With a spread of 0.02, 18 seeds: $t = 2.11$ and $2.11 \cdot 0.02 / \sqrt{18} = 0.00995$. Quirks that have no
-# occasion in these data are not worth a run; `upstream-vit` with many seeds answers first whether there is anything to
-# find.
+# **3.** With a spread of 0.02, 18 seeds: $t = 2.11$ and $2.11 \cdot 0.02 / \sqrt{18} = 0.00995$. That is the least. The measured
+# mean falls below the true difference in half of all grids, and then the interval holds zero: such a grid finds it about
+# every other time. To find it four times in five takes about twice as many seeds. And the $s$ of three seeds is rough itself
+# (notebook 14, section 7). Quirks that have no occasion in these data are not worth a run; `upstream-vit` with many seeds
+# answers first whether there is anything to find.
 #
 # </details>
 #
