@@ -232,8 +232,8 @@ run.show(
 )
 
 # %% [markdown]
-# A map shows what it wants; here is the number behind it. Take off the mean of all films, and then cosines: between films of one
-# source (on the diagonal), and of two sources.
+# Such a map keeps neighbours together and moves everything else as it likes; here are the numbers behind it. Take off the mean of
+# all films, and then cosines: between films of one source (on the diagonal), and of two sources.
 
 # %%
 unit = {name: part / np.linalg.norm(part, axis=1, keepdims=True) for name, part in cloud.items()}
@@ -354,6 +354,9 @@ for (label, other), gain in gains.items():
 # The last lines answer the title's question, as far as this probe can. Two comparisons matter. Against *random*: did the phantoms
 # teach the network anything that is useful here? Against *thumbnail*: is it more than coarse brightness?
 #
+# The intervals know what other test patients would do, and no more: not another pretraining, not other labelled films. And
+# every line is one more chance to exclude zero. Where the lower end lies just above it, the line is a hint.
+#
 # ### Table 5, in miniature
 #
 # The paper asked whether a model that learned from natural photographs and their captions would do as well. Below are its own
@@ -421,8 +424,8 @@ for (name, label, other), probe in at_home.items():
 #
 # A sample of films was *collected* by somebody, for some purpose. Half of the films of the NIH sample that this course was
 # developed with are labelled "No Finding", and all but one of the others "Pneumonia". The halves differ in more than
-# pneumonia: in view, in bed or standing, in how sick the patients are. Nearly all other findings occur in one half only. A
-# probe that finds the *half* scores well on every finding.
+# pneumonia: in view, in bed or standing, in how sick the patients are. All other findings stand in the second half, too, since
+# a film of the first has none. A probe that finds the *half* scores well on every finding.
 #
 # So ask again among films with a finding: **will the score rise or fall?**
 
@@ -536,7 +539,10 @@ for (one, other, method), answer in apart.items():
     print(f"{one} or {other}? AUROC of {method:10s} {answer}")
 
 # %% [markdown]
-# Sources can be told apart by a few hundred grey values, and by far fewer (exercise 2). **Never mix collections by class**:
+# First the detector: hold its second score against its first, and against 0.5. Where the interval reaches down to chance, nothing
+# shows that it knows anything but the collection (the interval is wide, since the patients are few).
+#
+# Then the sources. They can be told apart by a few hundred grey values, and by far fewer (exercise 2). **Never mix collections by class**:
 # whatever differs between them becomes the diagnosis. Mixing is harmless only if every class comes from every source in
 # equal shares, and even then it is worth probing.
 #
@@ -607,6 +613,9 @@ run.show(
 )
 
 # %% [markdown]
+# Read the Dice of *random* first: so far come grey values, the usual place and the decoder's own training, with a trunk that has
+# learned nothing. Only what lies above it can be owed to what a trunk has learned.
+#
 # ## 7. Does the film find its note?
 #
 # The model was trained for one thing above all: to bring film and report together. The COVID-19 collection has clinical notes, by
@@ -696,6 +705,10 @@ print(f"{SAY['pairs']}: does a film find its text among five better than chance?
 # another kind (section 2). The *words* are strange (section 7). And the *texts* are of another kind: a note tells a history
 # that no film can show.
 #
+# Two lines need care. Where no film has its own text in the first place, R@1 stands as 0.000 (0.000 to 0.000). That is no certainty:
+# zeros drawn anew are zeros again. Chance times the number of films says how few hits a blind draw would bring. And the difference in Dice
+# has no interval here; section 6 has those of its two parts.
+#
 # Read the verdicts line by line, for they need not agree: features of films may carry over to patients where the pairing of
 # films with words does not. Nor need the shares agree: sections 4 and 5 have the lines for all labels and for films with a
 # finding, and whoever quotes one should quote all. And a "yes" says "better than this one rival", not "better than a network that saw other
@@ -774,7 +787,8 @@ print("not answered yet" if my_cases is None else "right")
 # Three. Ten films of a patient who is always right add nothing to what we know about other patients.
 # </details>
 #
-# **2. Modify.** How small may a thumbnail be and still tell the collections apart? Try 8, 4, 2 and 1 pixels.
+# **2. Modify.** How small may a thumbnail be and still tell the collections apart? Draw the line first: above which AUROC must the
+# lower end lie? Then try 8, 4, 2 and 1 pixels a side.
 
 # %%
 side_pixels = 4  # replace by your own
@@ -786,13 +800,13 @@ for pair in combinations(sources, 2):
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# One pixel is the mean brightness: exposure and borders alone. Whatever AUROC it has is the price of mixing collections that
-# no network can be asked to ignore.
+# The smallest side whose lower end still lies above your line. One pixel is the mean brightness: exposure and borders alone.
+# Whatever AUROC it has is the price of mixing collections that no network can be asked to ignore.
 # </details>
 #
 # **3. Research.** Close one gap at a time. Match the grey-value histogram of the real films to that of the phantoms, and
 # probe again: is it exposure that keeps the features apart, or anatomy? State what you expect first, and judge by paired
-# gains over patients.
+# gains over patients. The cell says how far the grey values are apart now; after a good match it should say next to nothing.
 
 # %%
 spread = {name: np.abs(part - shares["phantoms"]).sum() / 2 for name, part in shares.items()}
@@ -803,8 +817,9 @@ print({name: f"{value:.0f} % of the pixels would have to change" for name, value
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# `skimage.exposure.match_histograms` or a cumulative sum and `np.interp`. Change the stored films into a new folder, keep
-# the table, and give them to the same cells. Do it for training, validation and test films alike.
+# `skimage.exposure.match_histograms` or a cumulative sum and `np.interp`. Copy the folder of the prepared dataset (`labelled.root`),
+# change the films in the copy and nothing else, read it with `load_studies` of `mgca_lib.data.studies`, and let the second code
+# cell of section 1 take that as `labelled`. Then run all cells from there on. Do it for training, validation and test films alike.
 # </details>
 
 # %% [markdown]
