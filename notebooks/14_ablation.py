@@ -197,6 +197,11 @@ for label, by in dots.items():
         run.record(f"ablation/{name}-minus-ita/{dataset}/{part}/auroc", cell)
 
 # %% [markdown]
+# Read the sentences row by row. In the committed trainings, rows with tokens say *higher* at every share of CheXpert's labels and at
+# all labels of RSNA, and prototypes alone never do. Is that "tokens help, prototypes do not"? Look at *RSNA 100%* in the figure: the
+# mean of prototypes alone is no smaller than that of tokens, and only the wider interval turns *higher* into *no difference*. Two
+# sentences that differ are no difference between two terms. That takes an interval of its own (exercise 2).
+#
 # ## 5. What else the terms could be good for
 #
 # A linear probe reads the pooled vector of a film. Token alignment trains words and patches, prototype alignment trains
@@ -222,7 +227,8 @@ words
 
 # %% [markdown]
 # "No difference at this size" is a finding with a number in it: a difference larger than the one in brackets is not
-# compatible with what we saw. It is not the sentence "the term does nothing".
+# compatible with what we saw. It is not the sentence "the term does nothing". (Some intervals reach below 0: Student's $t$ does not
+# know that a hit rate cannot.)
 #
 # Chance differs between yardsticks, and for pointing it is not zero: the next section draws it.
 #
@@ -266,8 +272,9 @@ for label, metric in (probes | others).items():
 pd.DataFrame(lines).T
 
 # %% [markdown]
-# The same three terms, and one of them asks another question. Now words point, over all findings and at consolidation well above
-# chance; at a pneumothorax they still do not, and six passes are few (notebook 16 has longer trainings). Whoever had read off section 5
+# The same three terms, and one of them asks another question. Now words point: over all findings, at a consolidation and at an
+# effusion the whole interval lies above chance. For a nodule three seeds leave it open. At a pneumothorax words still do not point (the
+# interval lies a little below chance, even), and six passes are few (notebook 16 has longer trainings). Whoever had read off section 5
 # that token alignment has nothing to do with place would have blamed the term for its wording.
 #
 # Is it free? Read the last column from top to bottom. On the probe no row can tell. These trainings were made twice, and the first time, in
@@ -306,6 +313,9 @@ run.record("ablation/scatter", scatter)
 run.record("ablation/seeds_needed", needed)
 
 # %% [markdown]
+# So many seeds are the least. If the true difference were just the dashed line, the measured mean would fall below it in half of all
+# repetitions, and the interval would then hold zero. To find such a difference four times in five takes about twice as many.
+#
 # The scatter of so few seeds is itself a rough number: with two degrees of freedom, the 95 % interval of the true one
 # reaches from half of it to six times. And these are small models on phantoms; a full-size training may scatter less. But
 # nobody can look that up, since the table has one training a row. *How large is your seed noise?* is a question you may put
@@ -332,8 +342,8 @@ run.record("ablation/orders_seen", len(set(story.values())))
 # take to see a difference of the published size.
 #
 # **Not shown.** Anything about MIMIC-CXR or full-size encoders, or, where section 3 says that the data are others, about
-# trainings on the phantoms that lie here. That the terms are useless: short trainings of small models on phantoms with few
-# kinds of disease leave little room for them. Many comparisons were made at once; at 95 %, about one in twenty comparisons
+# trainings on the phantoms that lie here. That a term is useless where nothing could be told: short trainings of small models on
+# phantoms with few kinds of disease leave little room for it. Many comparisons were made at once; at 95 %, about one in twenty comparisons
 # between *equals* says "higher" or "lower" all the same, so a few such sentences in a long table are no surprise.
 #
 # **Where it breaks.** Sharing a seed pairs the initial weights of what two variants have in common. It does not pair
@@ -355,7 +365,8 @@ assert not answered or (abs(my_low - right.low) < 0.001 and abs(my_high - right.
 print("right" if answered else "not answered yet")
 
 # %% [markdown]
-# **2. Modify.** Is it CTA or CPA? Hold `all` against `ita+cta`: the difference is what prototypes add on top of tokens.
+# **2. Modify.** Is it CTA or CPA? The cell holds `all` against `ita+cta`: what prototypes add on top of tokens. Change the baseline and
+# the row it shows, so that it answers the question: does ITA gain more by tokens than by prototypes?
 
 # %%
 my_baseline = "ita+cta"  # try the others
@@ -378,8 +389,9 @@ print(f"own seeds: {new}" if new else "no seeds of your own yet: make grid VARIA
 # **1.** Mean .04, $s = .02$, half-width $4.303 \cdot .02 / \sqrt 3 = .0497$: from $-.010$ to $.090$. Three seeds that all
 # agree in sign, and still no verdict.
 #
-# **2.** Read the row `all`. Compare it with the row `ita+cpa` against `ita`: if terms simply added up, both would be the
-# same difference.
+# **2.** `my_baseline = "ita+cpa"` and `words.loc[["ita+cta"]]`. In the committed trainings tokens are ahead with 10 % and 100 % of
+# CheXpert's labels, and nowhere else can it be told; at *RSNA 100%* the two sentences of section 4 had differed, and the terms do not.
+# As for the row `all` against `ita+cta`: if terms simply added up, it would be the row `ita+cpa` against `ita`.
 #
 # **3.** With five seeds $t$ falls from 4.303 to 2.776 and $\sqrt n$ grows by 1.29: the interval is half as wide if the
 # scatter stays. Decide on the number of seeds *before* you look, or you will stop at the first verdict that you like.
