@@ -223,7 +223,8 @@ table.round(3)
 
 # %% [markdown]
 # The published loss is *content* with street numbers, and it *punishes* the truth: two filler words are alike, read the
-# same, and cannot be told apart. A network that follows its gradient is led away from saying "these two words mean
+# same, and cannot be told apart. The truth even costs more than knowing nothing. A filler word fits no patch, so it reads a mean of all
+# of them, the finding included, and that mean resembles the word of the finding more than any filler. A network that follows its gradient is led away from saying "these two words mean
 # nothing". Contrast over films turns both around: street numbers are worth nothing, since every film has them, and the
 # truth costs almost nothing, since one word that can tell is enough.
 #
@@ -349,7 +350,8 @@ control.round(3)
 
 # %% [markdown]
 # Large ratios belong to findings that can be anywhere, such as a nodule. A ratio near 1 says that the map knows the
-# disease's usual address and little about this patient. A ratio of 0 says only that nothing was hit.
+# disease's usual address and little about this patient. A ratio of 0 says only that nothing was hit. No ratio has an interval here: where
+# the hit rate itself is at chance, or hits are few, it says nothing.
 #
 # And the drawing? The same maps once more, each number in the middle of its tile. Nothing about the model changes.
 
@@ -466,9 +468,12 @@ pd.DataFrame(lines)
 # %% [markdown]
 # Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way, or the grid was: finer
 # patches also raise the ceiling (section 9 takes it out). Where it points less often, the finer stage did not know enough. The
-# published loss should be moved by neither. Look at the intervals, too: where the two of a pair overlap, one seed cannot tell, and
-# neither reading wins. The last table draws the finer maps on their tiles once more: the shift is fewer pixels than before, but more of a tile half as wide. For
-# these heads the drawing decides no more than it did in section 5.
+# published loss should be moved by neither. Look at the intervals, too: where the two of a pair overlap, this table cannot tell, and
+# neither reading wins. (The rule is strict. Both of a pair were tested on the same patients, so their difference, patient by patient,
+# would have a narrower interval, as seeds have in notebook 14, section 2. But another seed of the heads would still not be in it.)
+#
+# The last table draws the finer maps on their tiles once more: the shift is fewer pixels than before, but more of a tile half as wide.
+# As in section 5, each difference is smaller than the intervals are wide, so nothing here says that the drawing matters.
 #
 # ### Look at it
 #
@@ -501,6 +506,9 @@ for number, phrase in enumerate(cases.itertuples(), start=1):
     )
 
 # %% [markdown]
+# Ask two things of each figure. Is the brightest spot inside the outline? And could you tell from a map which phrase was read? Four films
+# decide nothing, but they show what a hit rate counts.
+#
 # ## 7. Told the truth
 #
 # Still below the ceiling, and again there are two readings: the loss did not ask for all that the patches know, or the patches
@@ -563,8 +571,8 @@ pd.DataFrame({finding: {name: str(part[finding].pointing) for name, part in besi
 # Hold all of this against the intervals. Between the strides, those of *told* overlap for each of the four findings, so that what
 # the finer stage adds cannot be told here. Over all findings, both teachers are above the words at either stride: the patches
 # know more than the words bring out. Pneumothorax is the clearest case: words stay at chance, and heads that were told labels
-# alone point several times as often. So the answer that section 5 could not give is not B, at least not for all of it. *Labels*
-# are no ceiling for words either: look for the finding in the table at which they fall behind them.
+# alone point several times as often. So the answer that section 5 could not give is not B, at least not for all of it. *Labels* need
+# not be a ceiling for words either: look for a finding at which their mean falls behind, and then at how much the two intervals share.
 #
 # ## 8. What a word has read
 #
@@ -701,6 +709,9 @@ run.record("target/findings", len(target))
 target.round(3)
 
 # %% [markdown]
+# *Best heads* are the best of three by the very hit rates that are judged here, with one seed. That is kind to them. So before you
+# believe a *yes*, look up the interval of that hit rate (sections 5 and 6), and ask whether its lower end reaches the target, too.
+#
 # ### Beside the mark
 #
 # The game is strict: a pixel inside the mask, or nothing. But some findings are *seen* by their edge. The air of a pneumothorax
@@ -796,8 +807,9 @@ pd.DataFrame(lines).T
 # %% [markdown]
 # Hold the intervals against *chance*, and then against *boxes of others*: how often the same brightest pixel lies in the boxes of
 # other patients with the label. Opacities lie in lungs, so a map that knows no more than where lungs are is above chance on
-# patients, too. (*CNR* is how much brighter the map is inside the box than outside, in units of its noise; a blind map has 0. *IoU* is
-# the overlap at the threshold that suits it best.) Only what exceeds both is about *this* patient. Few boxes, most of
+# patients, too. (*CNR* is how much brighter the map is inside the box than outside, in units of its noise; a blind map has 0, and below 0 it
+# is darker inside. *IoU* is the overlap at the threshold that suits it best; heads with the very same IoU got it by marking the whole
+# film.) Only what exceeds both is about *this* patient. Few boxes, most of
 # them of one label, give wide intervals; and nothing in this course has ever shown the encoders a patient. Where one of several
 # heads exceeds both, it was the best of several looks, with one seed: a reason to look again, not yet a result.
 #
@@ -887,8 +899,8 @@ print(
 
 # %% [markdown]
 # **3. Research.** Explanation A says that finer patches would lift the ceiling. `upsample_to` enlarges the film before the
-# encoder sees it. How many patches would it have, and what ceiling follows from section 2? The cell checks your plan;
-# the training is `pretrain(my_config, ...)`, four times as dear.
+# encoder sees it. How many patches would it have at twice the size, and what ceiling follows from section 2? Work out both before you
+# run the cell (for another size change `finer`, too). The training is `pretrain(my_config, ...)`, four times as dear.
 
 # %%
 my_config = run.config.override(upsample_to=2 * sizes.image_size, token_form="cta_grounded")
