@@ -65,7 +65,7 @@ pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
 #
 # So there are two questions for every training below: **do its words point, and is its probe no worse?** Section 6 of notebook 14 has
 # answered them for two token losses, the published one and contrast over films (`cta_grounded`). New here is GLoRIA's, whose heads
-# stood between the two in notebook 15. Will it stand there again when the encoders grow up with it? And can finer patches, words that
+# stood between the two in notebook 15, over all findings. Will it stand there again when the encoders grow up with it? And can finer patches, words that
 # read little, and longer training make a pneumothorax be found? Write both guesses down.
 #
 # ## 2. Whose numbers are these?
@@ -206,7 +206,9 @@ steps = {
 differences(inputs, steps, metrics | yardsticks, "inputs")
 
 # %% [markdown]
-# Look at the rows of the probe, too: does a step that points better cost anything there? Finer patches raise the ceiling
+# Which step is worth most, then? Only an interval to the right of zero could say so. Where all of them hold zero, the answer is that it
+# cannot be told, and not that the steps are worth nothing. Look at the rows of the probe, too: does a step that points better cost anything
+# there? And count the rows of all three columns before you believe one that lies beside zero, as in section 3. Finer patches raise the ceiling
 # (notebook 15, sections 2 and 6), most of all for nodules, so what they gain need not be knowledge. And three seeds separate large effects only: a
 # step may be well motivated and still be worth too little to be seen after six passes.
 #
@@ -246,7 +248,8 @@ for variant in (name for name in LONG if name in minutes):
     )
 
 # %% [markdown]
-# The rows of the probe answer the second question of section 1 for these trainings, and the minutes are part of their price (the passes over
+# The rows of the probe answer the second question of section 1 for these trainings: by your margin, and with the same caution about one or two
+# rows beside zero, whether they say *lower* or *higher*. The minutes are part of the price (the passes over
 # masked words, which come before these steps, add some more; the committed runs of `cta_grounded` had other work beside them, so their minutes are
 # too many). The first two columns of the differences take the loss and the steps apart.
 # The three steps came at once, so nothing says *which* of them their column is owed to; section 4 took them apart, after a third of the passes.
@@ -314,6 +317,9 @@ pd.DataFrame(rows).T
 # These intervals say where the *mean* of many such trainings may lie. A single further training may fall twice as far out. In some rows the last
 # column is much surer than the first, in others it is not. How can that be? Seeds may disagree on how often they hit, and each may still hit
 # as often in the masks of others.
+#
+# Then the last rows. On patients, does the last column of any training lie above zero? If not, what one head of notebook 15 did is not
+# repeated by models that were trained from the start.
 # All seeds were tested on the same films and on the same few boxes; what another hospital's films would give, no interval here says.
 #
 # ## 8. Beside the mark
@@ -342,7 +348,8 @@ for finding in STATED:
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Hold *near* against the two columns on its right, never against *inside*. Clearly above both: the finding has been found, on its mark or just
+# Hold *near* against the two columns on its right, never against *inside*. (The last one is a mean over the seeds without an interval, so *clearly*
+# should mean more than just beside it.) Clearly above both: the finding has been found, on its mark or just
 # beside it. Above chance and not above *those of others*: the usual place has. And where the interval reaches down to either, three seeds cannot say.
 #
 # ## 9. What the two vectors still say
@@ -367,7 +374,8 @@ differences(long, long_steps, read_off, "reading")
 # %% [markdown]
 # The film's vector is pooled: it says *whether* a finding is known, not *where*. Hold it against section 5. Where the film's row rises
 # for a finding whose words point, the story of notebook 15 fits: words drop what the film's vector does not show, until it does. Where words point
-# and no rise can be told, that story has no support: patches can say where without the pooled vector saying more. And where the report says much that the film does not, there is something left to learn from.
+# and no rise can be told, that story has no support: patches can say where without the pooled vector saying more. Where the film's row falls
+# while the report's rises, the two sides do not wait for each other. And where the report says much that the film does not, there is something left to learn from.
 #
 # ## 10. A failure, looked at: what one seed would have told
 #
@@ -431,7 +439,7 @@ compare_steps(long, long_steps, {my_metric: my_metric})[["step", "mean", "low", 
 
 # %% [markdown]
 # **3. Research.** If the report encoder drops what films do not show yet, let it move slowly once it has learned to read:
-# `text_rate_factor` is its learning rate as a share of the others'. The cell checks your plan. Before you train: by which numbers will you
+# `text_rate_factor` is its learning rate as a share of the others'. The cell holds a first plan, a fifth: put yours in its place. Before you train: by which numbers will you
 # choose the factor, and on which films?
 
 # %%
