@@ -253,7 +253,7 @@ alike.round(2)
 # ## 3. Patients, not films
 #
 # Some patients of NIH have many films. Films of one patient resemble each other, so they must not be on both sides of a
-# split, and they are not independent cases in an interval either. Four films, two patients, one hit each time for the first:
+# split, and they are not independent cases in an interval either. Four films of two patients, all right for A and all wrong for B:
 #
 # | film | 1 | 2 | 3 | 4 |
 # |---|---|---|---|---|
