@@ -415,7 +415,8 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # The grid trains every variant with several seeds, each on the same data for the same number of steps, and measures
 # all of them in the same way: linear probe, retrieval over the whole test set, pointing game. Variant and `all` of
 # one seed share their initial weights and their batches as far as possible, so we compare them *seed by seed*. The
-# interval of the mean difference is Student's, over seeds. One thing may spoil the pairing: rounding. Variants that were
+# interval of the mean difference is Student's, over seeds: it says what other trainings would do, hardly what other test films or
+# other labelled films would, since the seeds share those, wholly or in part. One thing may spoil the pairing: rounding. Variants that were
 # trained on another kind of processor than `all` share less with it, and the cell names them.
 #
 # The cell also says whether these trainings saw the phantoms that lie here. Where it prints *other phantoms than those
@@ -423,8 +424,9 @@ pd.DataFrame({"all (the loss itself)": base, **change}).T.round(4)
 # variant and `all` had the same data, but no score of this section may be held against one of the model of notebook 06.
 #
 # A variant with no seeds in the table has not been trained for the results that come with the project, and is missing from
-# what follows: `make grid VARIANTS="quirk-weight-shift ..."` trains it, in a quarter of an hour for three seeds. Where all of
-# them are missing, this section shows the questions and no answers.
+# what follows: `make grid VARIANTS="all quirk-weight-shift"` trains it, in a quarter of an hour a variant for three seeds. `all`
+# belongs to it, since your computer may round otherwise than that of the committed cells; for the same reason a committed
+# variant is no longer well paired with an `all` of your own. Where all variants are missing, this section shows the questions and no answers.
 
 # %%
 table = load_grid(run.root, run.profile, GRID_DIR, kind="switches")
@@ -642,7 +644,7 @@ print(f"{sides[0]:.3f} and {sides[1]:.3f}:", "doubled" if sides[1] > 2 * sides[0
 # **3. Research.** How many seeds would this grid need to see a difference of 0.01 in the probe? The interval of a mean
 # difference over $n$ seeds is $\pm t\, s / \sqrt n$, with $s$ the spread of the differences from seed to seed; $t$ is 12.7
 # for two seeds, 4.3 for three, and nears 2 only for many. The cell takes $s$ from the grid where there is one, and looks for
-# the first $n$ whose interval reaches no further than your difference. If the true difference were just that, how often would
+# the first $n$ whose interval reaches no further than your difference (up to 1,999; where that is too few, it stops). If the true difference were just that, how often would
 # such a grid find it? Plan a second grid: which variants, how many seeds, how long?
 
 # %%

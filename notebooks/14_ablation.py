@@ -164,7 +164,8 @@ for probe, metric in probes.items():
 
 # %% [markdown]
 # Few seeds, and so few degrees of freedom, make wide intervals, and with the same share of labels wider ones on RSNA than on
-# CheXpert. Now the comparison of section 2: differences to ITA alone, seed by seed. The sentence is written by the interval
+# CheXpert. And they say what another *training* would do, hardly more: all seeds were tested on the same films, and the three draws of
+# labelled films that a seed averages are in part those of the next seed. Now the comparison of section 2: differences to ITA alone, seed by seed. The sentence is written by the interval
 # and by nothing else.
 
 
