@@ -564,7 +564,7 @@ pd.Series(same_sign, dtype=str).to_frame("probe, all three fractions")
 
 # %% [markdown]
 # Count the rows that say *always*. Three independent signs agree by chance in one case of four; these three come from the same
-# models and agree more often. So *mixed* speaks against an effect on the probe, and *always* alone speaks for none.
+# models and agree more often. So *mixed* speaks against a clear effect on the probe, and *always* alone does not speak for one.
 #
 # ## 5. A failure: the comparison that could not fail
 #
@@ -644,8 +644,9 @@ print(f"{sides[0]:.3f} and {sides[1]:.3f}:", "doubled" if sides[1] > 2 * sides[0
 # **3. Research.** How many seeds would this grid need to see a difference of 0.01 in the probe? The interval of a mean
 # difference over $n$ seeds is $\pm t\, s / \sqrt n$, with $s$ the spread of the differences from seed to seed; $t$ is 12.7
 # for two seeds, 4.3 for three, and nears 2 only for many. The cell takes $s$ from the grid where there is one, and looks for
-# the first $n$ whose interval reaches no further than your difference (up to 1,999; where that is too few, it stops). If the true difference were just that, how often would
-# such a grid find it? Plan a second grid: which variants, how many seeds, how long?
+# the first $n$ whose interval reaches no further than your difference (up to 1,999; where that is too few, it stops). If the
+# true difference were just that, how often would such a grid find it? Plan a second grid: which variants, how many seeds, how
+# long?
 
 # %%
 my_difference = 0.01  # what you want to see

@@ -613,8 +613,8 @@ run.show(
 )
 
 # %% [markdown]
-# Read the Dice of *random* first: so far come grey values, the usual place and the decoder's own training, with a trunk that has
-# learned nothing. Only what lies above it can be owed to what a trunk has learned.
+# Read the Dice of *random* first. So much comes from grey values and from training the decoder, on a trunk that has learned nothing.
+# Only what lies above it can be owed to what a trunk has learned.
 #
 # ## 7. Does the film find its note?
 #

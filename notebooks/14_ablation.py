@@ -201,7 +201,7 @@ for label, by in dots.items():
 # Read the sentences row by row. In the committed trainings, rows with tokens say *higher* at every share of CheXpert's labels and at
 # all labels of RSNA, and prototypes alone never do. Is that "tokens help, prototypes do not"? Look at *RSNA 100%* in the figure: the
 # mean of prototypes alone is no smaller than that of tokens, and only the wider interval turns *higher* into *no difference*. Two
-# sentences that differ are no difference between two terms. That takes an interval of its own (exercise 2).
+# different sentences are not yet a difference between two terms. That takes an interval of its own (exercise 2).
 #
 # ## 5. What else the terms could be good for
 #
@@ -391,8 +391,9 @@ print(f"own seeds: {new}" if new else "no seeds of your own yet: make grid VARIA
 # agree in sign, and still no verdict.
 #
 # **2.** `my_baseline = "ita+cpa"` and `words.loc[["ita+cta"]]`. In the committed trainings tokens are ahead with 10 % and 100 % of
-# CheXpert's labels, and nowhere else can it be told; at *RSNA 100%* the two sentences of section 4 had differed, and the terms do not.
-# As for the row `all` against `ita+cta`: if terms simply added up, it would be the row `ita+cpa` against `ita`.
+# CheXpert's labels, and nowhere else can it be told. At *RSNA 100%* the sentences of section 4 differ, and the terms cannot be told apart.
+# Then hold the row that the cell had first, `all` against `ita+cta`, against `ita+cpa` minus `ita` in section 4: if terms simply added
+# up, both would be the same difference.
 #
 # **3.** With five seeds $t$ falls from 4.303 to 2.776 and $\sqrt n$ grows by 1.29: the interval is half as wide if the
 # scatter stays. Decide on the number of seeds *before* you look, or you will stop at the first verdict that you like.

@@ -469,8 +469,8 @@ pd.DataFrame(lines)
 # Read it by pairs. Where contrast over films points more often from the finer stage, hearsay was in the way, or the grid was: finer
 # patches also raise the ceiling (section 9 takes it out). Where it points less often, the finer stage did not know enough. The
 # published loss should be moved by neither. Look at the intervals, too: where the two of a pair overlap, this table cannot tell, and
-# neither reading wins. (The rule is strict. Both of a pair were tested on the same patients, so their difference, patient by patient,
-# would have a narrower interval, as seeds have in notebook 14, section 2. But another seed of the heads would still not be in it.)
+# neither reading wins. (The rule is strict: both of a pair were tested on the same patients, and their difference, patient by patient,
+# would as a rule have a narrower interval, as differences within seeds have in notebook 14. But it, too, would know one seed alone.)
 #
 # The last table draws the finer maps on their tiles once more: the shift is fewer pixels than before, but more of a tile half as wide.
 # As in section 5, each difference is smaller than the intervals are wide, so nothing here says that the drawing matters.
