@@ -238,9 +238,10 @@ words
 # An ablation takes terms away. It cannot tell a term that is not needed from one that is not put well. CTA promises that a
 # word finds its place on the film; if pointing does not tell trainings with it from trainings without, ask what it asks for.
 #
-# CTA lets each word compete with the *other words of its report*. The variant `cta_grounded` keeps the three terms, their
-# weights and the attention of words over patches, and changes who competes: the films of the batch, for each report.
-# [Notebook 15](15_grounding.ipynb) derives it, and shows on paper what each of the two rewards. It is one more row of the
+# CTA lets each word compete with the *other words of its report*. The variant `cta_grounded` keeps the three terms, the
+# weights between them and the attention of words over patches, and changes who competes: the films of the batch, for each report.
+# [Notebook 15](15_grounding.ipynb) derives it, names what else of CTA goes with that (section 4), and shows on paper what each of
+# the two rewards. It is one more row of the
 # table, trained with the same seeds. **Guess before you run the next cells**: what will it do to the probe, which never
 # reads a word, and what to pointing?
 

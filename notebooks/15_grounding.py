@@ -238,7 +238,8 @@ table.round(3)
 #
 # and $z / \tau_2$ are the logits of a cross-entropy over the films for each report, and over the reports for each film.
 # That is the option `token_form="cta_grounded"`. Knowing nothing costs $2 \ln B$. The sum over words stands *inside* the
-# logarithm; take it outside, and every word has to tell the film by itself, filler included.
+# logarithm; take it outside, and every word has to tell the film by itself, filler included. With CTA's question go two more of its
+# parts: the weights $\omega_j, \omega'_k$ of words and patches, and the side on which patches read words.
 #
 # As always, a slow loop that can be held against the formula:
 
@@ -281,7 +282,8 @@ print(f"loop {by_loop:.4f}, library {library:.4f}, knowing nothing {2 * math.log
 # Training a new model for each loss would mix two things, what the encoders learn and what the loss asks. So we leave
 # both encoders exactly as notebook 06 left them, trained with the *published* token loss, and replace only the two
 # small heads that project words and patches into the common space. The heads start from the same random weights, see
-# the same features in the same order, and differ in the loss alone.
+# the same features in the same order, and differ in the loss alone. (For `cta`, too, all words and patches weigh alike here, so
+# that no weight takes part in the difference.)
 #
 # If B is right, nothing can help: what the encoders do not know, no head can find. If C is right, words begin to point.
 # Before you run the next cells, write down the hit rate that you expect for each of the three.
