@@ -480,7 +480,8 @@ pd.DataFrame(lines)
 # ### Look at it
 #
 # Films and phrases chosen by a rule, not by beauty: the first patient of each of the four findings, in the order of the
-# table.
+# table. All maps of a figure share one scale. A map that stays pale is flat; it has a brightest pixel all the same, and the game
+# counts that.
 
 # %%
 places = {name: fine_looks if name in fine_names.values() else looks for name in maps}
