@@ -141,6 +141,9 @@ class AlignmentConfig:
     token_form: TokenForm = _setting(
         "cta", "token term: cta (published), cta_grounded (contrast over pairs) or gloria (its local loss)"
     )
+    skip_denied_words: bool = _setting(
+        False, "words of denials (no pneumothorax) take no part in a token term that contrasts pairs"
+    )
     local_groups: int = _setting(
         1,
         "shares of a batch that contrast and balance alone, as on so many GPUs that do not gather; 1: the whole batch",
@@ -189,6 +192,10 @@ class AlignmentConfig:
         _require(self, "local_groups", self.local_groups == 1 or whole > 0, "ITA and CPA have no weight")
         shared = self.local_groups == 1 or self.token_form == "cta"
         _require(self, "local_groups", shared, f"token_form {self.token_form} contrasts the whole batch")
+        pairwise = self.token_form != "cta" and self.token_weight > 0
+        _require(
+            self, "skip_denied_words", not self.skip_denied_words or pairwise, "needs a token term that contrasts pairs"
+        )
         _require(self, "mask_same_text", not self.mask_same_text or self.instance_weight > 0, "instance_weight is 0")
         _require(self, "upstream", not self.upstream or self.token_weight > 0, "token_weight is 0")
         for name in TOKEN_SWITCHES:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -144,10 +145,13 @@ class MGCA(nn.Module):
             text_id = batch.text_ids if weights.mask_same_text else None
             instance = self.instance_alignment(image.pooled, report.pooled, text_id=text_id)
         if weights.token_weight:
+            word_keep = report.keep
+            if weights.skip_denied_words:
+                word_keep = word_keep & ~F.pad(batch.denied, (0, word_keep.shape[1] - batch.denied.shape[1]))
             token = self.token_alignment(
                 report.local,
                 image.local,
-                word_keep=report.keep,
+                word_keep=word_keep,
                 word_weight=importance_weights(report.weight, report.keep),
                 patch_weight=importance_weights(image.weight, image.keep),
             )

@@ -383,6 +383,7 @@ def _pairs(
         max_pieces=config.model.max_pieces,
         seed=seed,
         keep_images=config.training.keep_images,
+        denials=config.alignment.skip_denied_words,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mgca_lib.config import Config, ConfigError
 
-GROUPS = ("ablation", "grounding", "patches", "words", "prototypes", "quirks")
+GROUPS = ("ablation", "grounding", "patches", "words", "denials", "prototypes", "quirks")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ _ALL = (
         "words",
         {"token_form": "cta_grounded", "local_stride": 8, "word_window": 4, "mlm_epochs": 10},
         "As cta_grounded-stride-8-window, and the report encoder first fills in masked words for ten passes.",
+    ),
+    Variant(
+        "cta_grounded-affirmed",
+        "denials",
+        {"token_form": "cta_grounded", "skip_denied_words": True},
+        "As cta_grounded, and the words of denials, such as 'no pneumothorax', take no part in it.",
     ),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),

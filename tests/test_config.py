@@ -67,6 +67,8 @@ BAD_VALUES = [
     ("local_groups", 0),
     ("local_groups", 2),  # needs gather off
     ("mask_same_text", 1),
+    ("skip_denied_words", 1),
+    ("skip_denied_words", True),  # demo's token term contrasts the words of one report
     *((name, 1) for name in TOKEN_SWITCHES),
     ("upstream", "convnext"),
     ("upstream", None),
@@ -134,6 +136,10 @@ def test_token_switches_are_refused_where_nothing_reads_them(name):
     ("settings", "problem"),
     [
         ({"mask_same_text": True, "instance_weight": 0.0}, "mask_same_text = True: instance_weight is 0"),
+        (
+            {"skip_denied_words": True, "token_form": "gloria", "token_weight": 0.0},
+            "skip_denied_words = True: needs a token term that contrasts pairs",
+        ),
         ({"upstream": "vit", "token_weight": 0.0}, "upstream = 'vit': token_weight is 0"),
         ({"local_groups": 2}, "local_groups = 2: needs gather off"),
         (
@@ -263,7 +269,9 @@ def test_every_option_reaches_its_setting(part, name):
     """An option on the command line changes its own setting and no other."""
     kind = next(item for item in fields(PARTS[part]) if item.name == name)
     default = kind.default_factory() if kind.default is MISSING else kind.default
-    if isinstance(default, bool):
+    if name == "skip_denied_words":
+        words, value = ["--skip_denied_words", "--token_form", "gloria"], True  # the published form does not read it
+    elif isinstance(default, bool):
         words, value = ([f"--no_{name}"] if default else [f"--{name}"]), not default
     elif name == "precision":
         words, value = ["--precision", "bf16"], "bf16"
@@ -291,7 +299,8 @@ def test_every_option_reaches_its_setting(part, name):
     found = dict(zip(PARTS, parts, strict=True))
     assert getattr(found[part], name) == value
     differing = [(p, n) for p, n in SETTINGS if getattr(found[p], n) != getattr(PARTS[p](), n)]
-    assert set(differing) == {(part, name)} | ({(part, "gather")} if name == "local_groups" else set())
+    together = {"local_groups": {(part, "gather")}, "skip_denied_words": {(part, "token_form")}}
+    assert set(differing) == {(part, name)} | together.get(name, set())
 
 
 def test_every_setting_is_read_somewhere(repository):

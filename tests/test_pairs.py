@@ -1,5 +1,7 @@
 """Image-report pairs: items, batches and their order, over processes, workers and interruptions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -170,7 +172,7 @@ def test_workers_do_not_change_a_batch(studies):
 
     for alone, helped in zip(loaded(0), loaded(2), strict=True):
         assert alone.num_words == helped.num_words
-        for name in ("images", "pieces", "piece_keep", "word_ids", "rows", "text_ids"):
+        for name in ("images", "pieces", "piece_keep", "word_ids", "rows", "text_ids", "denied"):
             assert torch.equal(getattr(alone, name), getattr(helped, name)), name
 
 
@@ -207,6 +209,30 @@ def test_text_ids_are_equal_where_the_whole_reports_are(studies):
         assert torch.equal(rest, ids[[7, 3, 11]])
 
 
+def test_denied_words_are_found_where_the_words_are_numbered(studies):
+    """Against words marked by hand; long reports lose their end, and pieces of a word share its number."""
+    reports = [["no effusion", "small nodule"], ["nodule is not seen"], ["small effusion", "no pneumothorax"]]
+    denied = [[True, True, False, False], [True] * 4, [False, False, True, True]]
+    table = studies.select(range(3)).table.assign(sentences=reports)
+    data = PairImages(
+        replace(studies, table=table),
+        small_tokenizer(WORDS),
+        ImageTransform(36, 32),
+        max_pieces=112,
+        seed=0,
+        denials=True,
+    )
+    batch = data.collate([data[row] for row in range(3)])
+    assert batch.denied.dtype == torch.bool
+    assert batch.denied.tolist() == denied
+    swapped = data.collate([data[row] for row in (2, 0)])
+    assert swapped.denied.tolist() == [denied[2], denied[0]]
+    short = PairImages(data.studies, small_tokenizer(WORDS), ImageTransform(36, 32), max_pieces=5, seed=0, denials=True)
+    assert short.collate([short[0], short[2]]).denied.tolist() == [denied[0][:3], denied[2][:3]]
+    plain = pairs(data.studies)
+    assert plain.collate([plain[row] for row in range(3)]).denied.tolist() == [[False] * 4] * 3
+
+
 def test_padding_has_the_tokenizer_s_id(studies):
     tokenizer = small_tokenizer(WORDS)
     tokenizer.pad_token = "[MASK]"
@@ -234,6 +260,7 @@ def test_batches_move_between_devices(studies):
         "word_ids",
         "rows",
         "text_ids",
+        "denied",
     }
     assert moved.num_words == batch.num_words
 

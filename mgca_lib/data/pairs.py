@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from mgca_lib.data.denial import denied_in_report
 from mgca_lib.data.studies import DatasetError, Studies
 from mgca_lib.data.tasks import load_picture
 from mgca_lib.data.tokenization import NO_WORD, tokenize_reports
@@ -34,6 +35,8 @@ class PairBatch:
         num_words: ``W``, number of word slots: the longest report of the batch.
         rows: ``(B,)`` int64, row numbers in the dataset.
         text_ids: ``(B,)`` int64, equal where the cleaned reports are equal: the first row that has the text.
+        denied: ``(B, W)`` bool, ``True`` where the report denies what the word names; all ``False`` where the pairs do
+            not find denials.
     """
 
     images: Tensor
@@ -43,6 +46,7 @@ class PairBatch:
     num_words: int
     rows: Tensor
     text_ids: Tensor
+    denied: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,6 +76,7 @@ class PairImages(Dataset):
         seed: Seed of the random crops.
         keep_images: Keep every decoded square in memory, ``stored_size`` squared bytes an image, so that later
             epochs decode nothing; every loader process keeps its own.
+        denials: Find the words that reports deny, see :mod:`mgca_lib.data.denial`.
 
     Raises:
         DatasetError: a row has no report; the message names it.
@@ -86,6 +91,7 @@ class PairImages(Dataset):
         max_pieces: int,
         seed: int,
         keep_images: bool = False,
+        denials: bool = False,
     ) -> None:
         reports = report_texts(studies)
         for row, report in enumerate(reports):
@@ -96,6 +102,7 @@ class PairImages(Dataset):
         self.transform = transform
         self.seed = seed
         self.keep_images = keep_images
+        self.denials = denials
         self._squares: dict[int, Tensor] = {}
         self.padding = int(tokenizer.pad_token_id)
         first: dict[str, int] = {}
@@ -131,14 +138,21 @@ class PairImages(Dataset):
             pieces[index, : len(own_pieces)] = own_pieces
             words[index, : len(own_words)] = own_words
             keep[index, : len(own_pieces)] = True
+        num_words = int(words.max()) + 1
+        denied = np.zeros((len(items), num_words), dtype=bool)
+        if self.denials:
+            for index, (row, *_) in enumerate(items):
+                flags = denied_in_report(self.studies.table["sentences"].iat[row])[:num_words]
+                denied[index, : len(flags)] = flags
         return PairBatch(
             images=torch.stack([image for _, image, _, _ in items]),
             pieces=torch.from_numpy(pieces),
             piece_keep=torch.from_numpy(keep),
             word_ids=torch.from_numpy(words),
-            num_words=int(words.max()) + 1,
+            num_words=num_words,
             rows=torch.tensor([row for row, _, _, _ in items]),
             text_ids=torch.from_numpy(self.text_ids[[row for row, _, _, _ in items]]),
+            denied=torch.from_numpy(denied),
         )
 
 
