@@ -5,7 +5,7 @@ tables, with how they came about in a ``.json`` beside each. ``make grid`` repea
 place of the committed ones. The same seed gives every variant the same data in the same order, so variants are compared
 by differences within a seed.
 
-There are four committed tables, and no numbers are compared across them, since each may have been trained on another
+There are five committed tables, and no numbers are compared across them, since each may have been trained on another
 computer: ``"terms"``, the paper's table 4 and the losses that could take the place of its token term, for notebooks 14
 and 16; ``"inputs"``, what goes into such a loss, for notebook 16; ``"switches"``, prototypes and the published code's
 deviations, for notebooks 11 and 12; and ``"long"``, with three times as many epochs, whose cells live in
@@ -26,29 +26,35 @@ from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metric
 from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
-Kind = Literal["terms", "inputs", "switches", "long"]
+Kind = Literal["terms", "inputs", "denials", "switches", "long"]
 
 COMMITTED = MappingProxyType(
     {
         "terms": Path("notebooks", "grid", "terms.csv"),
         "inputs": Path("notebooks", "grid", "inputs.csv"),
+        "denials": Path("notebooks", "grid", "denials.csv"),
         "switches": Path("notebooks", "grid", "switches.csv"),
         "long": Path("notebooks", "grid", "long.csv"),
     }
 )
 """The tables that come with the project, by kind; how their cells came about is in the ``.json`` beside each."""
-OWN = MappingProxyType({"terms": "grid", "inputs": "grid", "switches": "grid", "long": "long"})
+OWN = MappingProxyType({kind: "long" if kind == "long" else "grid" for kind in COMMITTED})
 """Where cells of your own are, below ``outputs/PROFILE``."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
 """What notebooks 14 and 16 compare, and ``make grid`` trains unless told otherwise."""
 _CELL = ["variant", "seed"]
 _GROUPS = MappingProxyType(
-    {"terms": ("ablation", "grounding"), "inputs": ("patches", "words"), "switches": ("prototypes", "quirks")}
+    {
+        "terms": ("ablation", "grounding"),
+        "inputs": ("patches", "words"),
+        "denials": ("denials",),
+        "switches": ("prototypes", "quirks"),
+    }
 )
 # Variants of other groups with a place in a table: what its own are held against.
 _PARTNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"inputs": ("cta_grounded",), "switches": ("all", "ita+cta")}
+    {"inputs": ("cta_grounded",), "denials": ("cta_grounded",), "switches": ("all", "ita+cta")}
 )
 
 

@@ -137,10 +137,11 @@ def test_publishing_keeps_the_cells_of_others(project):
 
 
 def test_every_variant_has_one_table_and_partners_several():
-    kinds = ("terms", "inputs", "switches")
+    kinds = ("terms", "inputs", "denials", "switches")
     places = {name: {kind for kind in kinds if module._belongs(name, kind)} for name in VARIANTS}
-    for partner, other in {"all": "switches", "ita+cta": "switches", "cta_grounded": "inputs"}.items():
-        assert places.pop(partner) == {"terms", other}
+    partners = {"all": {"switches"}, "ita+cta": {"switches"}, "cta_grounded": {"inputs", "denials"}}
+    for partner, others in partners.items():
+        assert places.pop(partner) == {"terms"} | others
     assert {name for name, kinds in places.items() if kinds == {"terms"}} == {"ita", "ita+cpa", "gloria"}
     assert all(len(kinds) == 1 for kinds in places.values())
 
@@ -319,7 +320,11 @@ def test_words_follow_from_the_interval(numbers, words):
 
 @pytest.mark.parametrize(
     ("kind", "partners", "groups"),
-    [("inputs", {"cta_grounded"}, ("patches", "words")), ("switches", {"all", "ita+cta"}, ("prototypes", "quirks"))],
+    [
+        ("inputs", {"cta_grounded"}, ("patches", "words")),
+        ("denials", {"cta_grounded"}, ("denials",)),
+        ("switches", {"all", "ita+cta"}, ("prototypes", "quirks")),
+    ],
 )
 def test_the_committed_settings_are_whole(repository, kind, partners, groups):
     """The partners and every setting, three seeds each, of one data table and one kind of processor."""

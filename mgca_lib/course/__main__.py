@@ -211,7 +211,7 @@ def _outputs(options: argparse.Namespace, root: Path) -> int:
     print(f"numbers over seeds: {'new' if changed else 'unchanged'}")
     print(f"pictures of the pages: {', '.join(publish_pictures(root)) or 'unchanged'}")
     tables = {"terms": "terms of the grid", "inputs": "inputs of its losses", "switches": "its switches"}
-    tables |= {"long": "its long runs"}
+    tables |= {"denials": "its losses without denied words", "long": "its long runs"}
     for kind, words in tables.items():
         try:
             print(f"{words}: {'new' if publish_grid(root, kind) else 'unchanged'}")
