@@ -1,8 +1,15 @@
 """Denials in reports, against sentences marked by hand and against the truth of the phantom's reports."""
 
+import re
+
+import numpy as np
 import pytest
 
+from data_scripts.phantom.cases import sample_case
+from data_scripts.phantom.hospitals import HOSPITALS
+from data_scripts.phantom.reports import write_report
 from mgca_lib.data.denial import denied_in_report, denied_words
+from mgca_lib.data.reports import clean_sentences, report_words
 
 # Denied words stand in capitals.
 MARKED = [
@@ -58,3 +65,29 @@ def test_reports_are_read_sentence_by_sentence():
         *(True, True, True),
     ]
     assert denied_in_report([]) == []
+
+
+def test_against_what_the_phantom_s_writer_meant():
+    """Whoever writes knows what is denied. Of the heart reports say that it is normal, which is no denial here."""
+    stated, denied = [], []
+    for seed in range(400):
+        rng = np.random.default_rng([11, seed])
+        before, case = (sample_case(rng, HOSPITALS["mimic_cxr"]) for _ in range(2))
+        report = write_report(case, rng, previous=before if seed % 3 == 0 else None)
+        sections = {"findings": report.findings, "impression": report.impression}
+        flags = dict(
+            zip(
+                [(word.section, word.index) for word in report_words(**sections)],
+                denied_in_report(clean_sentences(**sections)),
+                strict=True,
+            )
+        )
+        for phrase in report.phrases:
+            places = [(phrase.section, index) for index in range(phrase.first_word, phrase.last_word + 1)]
+            own = [flags[place] for place in places if place in flags]
+            if own and not re.search("heart|cardi|mediastin", phrase.phrase.lower()):
+                (denied if phrase.negated else stated).append((all(own), any(own), phrase.phrase))
+    assert min(len(stated), len(denied)) > 500
+    assert [phrase for _, some, phrase in stated if some] == []
+    missed = [phrase for every, _, phrase in denied if not every]
+    assert len(missed) < 0.01 * len(denied), missed

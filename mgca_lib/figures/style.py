@@ -53,6 +53,7 @@ METHOD_COLOURS = {
     "grounded, finer": "#7A5BC7",
     "grounded, finer, near": "#B08CE0",
     "grounded, all steps": "#AA3377",
+    "grounded, affirmed": "#CC6600",
     "gloria": "#228833",
     "mgca": "#0B5FA5",
     "mgca upstream": "#66A5D9",
