@@ -155,11 +155,12 @@ run.show(
 )
 
 # %% [markdown]
-# **Predict.** Small foreign objects, a few pixels wide: which of these maps can place them?
+# **Predict.** Small foreign objects, a few pixels wide: which of these maps can place them? (Section 12 and exercise 2 come back to it.)
 #
 # What do the vectors say? We take the cell in the middle of the film's first box (of several, only this one; the next sections
 # keep to it, too), and ask which other cells resemble it (cosine, after subtracting the film's mean vector). If the trunk tells
-# opacity from lung, the colour should stay in the box, and come back in a second one where the film has it.
+# opacity from lung, the colour should stay in the box, and come back in a second one where the film has it. (Only what is more alike
+# than the mean of its map has a colour.)
 
 # %%
 levels = trunk_maps(pretrained, image[None].to(run.device), strides)
