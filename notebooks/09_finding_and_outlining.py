@@ -264,7 +264,8 @@ def iou(a, b):
 print(f"{iou([0, 0, 10, 10], [5, 0, 15, 10]):.3f}")
 
 # %% [markdown]
-# A third: half of each is shared, but the union has grown. IoU is strict. Now all anchors against the first true box of our film.
+# A third: half of each is shared, but the union has grown. IoU is strict. Now all anchors against the first true box of our film. (In training
+# the best anchor of a box counts as positive in any case, even below 0.5; else some boxes would teach nothing.)
 
 # %%
 from torchvision.ops import box_iou
