@@ -143,8 +143,9 @@ print(f"a finding is {'less' if heard else 'more'} like its own denial than like
 # common drowns the rest. If the trained one puts the denial
 # further away than other findings, it has learned from pairs alone that "no" turns a sentence round. If the denial is
 # still *nearer* than another finding, as can happen, that is no contradiction to the classifier of section 3: it never asks
-# which of two sentences is nearer to the other, only on which side of the two a film lies. Look at the lower right block
-# too: denials resemble each other, since whoever denies one finding usually denies them all.
+# which of two sentences is nearer to the other, only on which side of the two a film lies. (The printed lines are means over
+# the five findings; the figure has each.) Look at the lower right block too: where denials resemble each other, the reason may be that
+# reports deny several findings in one breath.
 #
 # ## 3. Five findings, no labels
 #
@@ -229,12 +230,15 @@ print(f"surely better than guessing: {', '.join(above) or 'none'}; surely worse:
 # exercise 2 shows what sentences reach that do not name it at all. The grey dots show what an untrained space gives: it need not be
 # 0.5 in a single row, since any fixed direction sorts films somehow; over the rows it has no reason to leave chance. Its
 # bars cover other films, not other random weights: a second untrained network would sort the same films differently, and
-# these bars do not show by how much.
+# these bars do not show by how much. (*Surely* in the line above means that a 95 % interval keeps clear of 0.5; one of twenty misses
+# what it should hold.)
 #
 # Where the probe is far ahead, the knowledge is in the features but the sentence does not point at it. Where both are
-# low, a probe with so few labels does not find it either. That distinction is what the comparison is for. And a blue bar that lay wholly on the
-# left of chance would not be noise: the sentences would sort the films, the wrong way round. Section 6 asks how a pair
-# of sentences fails.
+# low, a probe with so few labels does not find it either. That distinction is what the comparison is for. Where a blue dot lies right of
+# the orange one, look whether its bar reaches the orange dot, which has no bar of its own: then nothing is decided.
+#
+# And a blue bar that lay wholly on the left of chance would not be noise: the sentences would sort the films, the wrong way round.
+# Section 6 asks how a pair of sentences fails.
 #
 # ## 4. One answer a film: CheXpert 5x200
 #
@@ -282,11 +286,12 @@ for split in ("train", "test"):
         print("said:", *np.bincount(said, minlength=5))
 
 # %% [markdown]
-# Guessing gives 0.2. `said` counts how often each class was named; a fair reader names each equally often. Where one
-# class is named far too often, its vector lies near *all* films. GLoRIA's remedy, `standardize="images"`, turns the
-# cosines of each class into z-scores over the test films. It makes `said` more even; whether it also makes the answers
-# better, the lines above say, and need not say the same for both sets. And it has a price: the answer for a film then
-# depends on the other films in the test set, which no single patient has.
+# Guessing gives 0.2. (`n` counts patients: they are drawn whole, as some have several films.) `said` counts how often each class was
+# named, in the order of the lines before; a reader who is right names each equally often. Where one class is named far too often, its
+# vector lies near *all* films. GLoRIA's remedy, `standardize="images"`, turns the cosines of each class into z-scores over the test
+# films: cosine minus mean, over standard deviation. It makes `said` more even. Whether it also makes the answers better, compare. Where
+# the intervals of the two forms overlap, these lines leave it open: both forms answer for the same films, and nobody has compared them
+# film by film. And it has a price: the answer for a film then depends on the other films in the test set, which no single patient has.
 
 # %%
 run.record("zero_shot/5x200/accuracy/mgca", outcome["train", "none"].accuracy.as_metric())
@@ -387,7 +392,7 @@ run.show(
 # Compare the spread of the dots with the bars of section 3. The bars say how exactly these *films* measure one
 # wording; they know nothing of the other sentences that could have been written. The next cell prints both side by
 # side. Then compare the first wording with *against a normal film*: they affirm with the very same sentence, and only
-# the denial differs. The distance between those two dots is what a denial is worth.
+# the denial differs. The distance between those two dots is what the choice of the denial does, for better or worse.
 
 # %%
 spread = table.max(axis=1) - table.min(axis=1)
@@ -462,7 +467,8 @@ print("  standard deviation over films:", ", ".join(f"{name} {value:.3f}" for na
 # much of each half survives the subtraction.
 #
 # Now the films on which the pair errs most. **Before you look**: what would you expect among the false alarms, if the
-# sentence had latched on to *something wrong in the chest* rather than to this finding?
+# sentence had latched on to *something wrong in the chest* rather than to this finding? (Three findings at most are named above a film,
+# in a fixed order, so the one that was missed may not be among them.)
 
 # %%
 from mgca_lib.data.tasks import load_picture
@@ -492,8 +498,10 @@ run.show(
 
 # %% [markdown]
 # Eight films make an anecdote. Over all films without the finding: which label is more frequent among the fifth
-# that scores highest than among the rest? A number far above 1 hints at a confusion. With a hundred films 1.3 is noise, above all
-# as the largest of so many labels.
+# that scores highest than among the rest? The cell prints the ratio of the two shares; 0.01 is added to both, so that a label which no
+# film has comes out as 1. A number far above 1 hints at a confusion. With a hundred films 1.3 is noise, above all as the largest of so
+# many labels, and a label that a handful of films have can reach 2 by luck. (Equal numbers may be one thing twice: the phantoms' experts
+# count each cardiomegaly as an enlarged cardiomediastinum, too.)
 
 # %%
 from mgca_lib.data.tasks import CHEXPERT_LABELS
@@ -513,7 +521,7 @@ print(f"no finding at all: {ratio['No Finding']:.2f}")
 # Read the list as a differential diagnosis of the sentence. Labels that *look* alike are the forgivable confusion.
 # Labels that *occur together* with the finding in reports are the treacherous one: pretraining never told the encoder
 # which of two findings a word belonged to, only that words and film came together. If "No Finding" stands far below
-# 1, the encoder at least knows sick from well, and errs in the name; near 1, it does not know even that.
+# 1, the encoder at least knows sick from well, and errs in the name; near 1, it does not know even that; in between, it is a bit of both.
 #
 # ## 7. Retrieval, both ways, over everything
 #
@@ -539,7 +547,8 @@ strict = retrieval_recall(film, report, **drawing)
 print(f"{len(texts)} pairs, {len(set(texts))} different reports")
 
 # %% [markdown]
-# **Before you look**: which direction is easier, and what changes when a twin report no longer counts?
+# **Before you look**: which direction is easier, and what changes when a twin report no longer counts? (`i2t` is image to report, `t2i`
+# report to image; `r@5` is recall at 5, the share of searches that find a right answer among their first five.)
 
 # %%
 directions = {"i2t": "image_to_report", "t2i": "report_to_image"}
@@ -570,7 +579,8 @@ run.show(
 )
 
 # %% [markdown]
-# Where the intervals of two directions overlap widely, neither is shown to be easier.
+# Where the intervals of two directions overlap widely, neither is shown to be easier. The last column of the table counts the own
+# report only. It can only be lower, and so is its chance; the distance shows how often a twin made the difference.
 #
 # Whoever needs the *very* report of this film should read recall. Whoever wants similar cases asks for less: are the
 # first $K$ reports **about the same disease**? That is precision at K. It needs one class a study, and we take the
@@ -703,7 +713,8 @@ print("not answered yet" if my_cosine is None else "right")
 # %% [markdown]
 # **2. Modify.** Write one sentence for and one against the finding of section 6 that beat the course's prompts on the
 # *validation* films. The two in the cell say nothing about it; replace them. (Any two sentences are a direction, and a direction
-# may sort sick from well: yours should beat these two as well.) Only when yours are better, look at the test films, once.
+# may sort sick from well: yours should beat these two as well.) Only when yours are better, look at the test films, once:
+# `auroc_of(mine, "test")`.
 
 # %%
 mine = PromptSet("mine", {worst: ("This is a chest film.",)}, {worst: ("No prior film for comparison.",)})
@@ -755,7 +766,16 @@ print(
 # the finding, and borrow their grammar: place, side and severity as a radiologist would dictate them. If it is the denying one,
 # describe the normal, such as "the heart is normal in size" for the heart.
 #
-# **3.** Loop over the classes with their words. Where no report denies a finding by name, look for what describes the normal
+# **3.** Put the lines of the cell into a loop over the classes. `auroc_of` reads the column of the finding from the variable `column`,
+# which section 6 set, so the loop must set it, too; otherwise each finding is scored by the labels of another:
+#
+# ```python
+# for column, worst in enumerate(prompts.classes):
+#     ...  # the lines of the cell, from `word` on
+# ```
+#
+# (Mind, too, that the finding of section 6 was taken because it had the lowest AUROC on these test films. Some of what it gains may be
+# that.) Where no report denies a finding by name, look for what describes the normal
 # instead, such as "the heart is normal in size". Averaging forty reports also averages what else they say, so their difference may carry age, devices or
 # the length of the report. Check the result against section 6: are the false alarms the same? And exchange one side at a
 # time, since a rise may come from the denial alone.

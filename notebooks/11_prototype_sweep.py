@@ -99,7 +99,8 @@ for name, (nmi, purity) in by_hand.items():
 # %% [markdown]
 # *Alone* has a purity of 1 and an NMI of two thirds, and it is no clustering. The last column shows the way out:
 # shuffle the findings among the studies and measure again. *Alone* scores exactly the same with shuffled findings, so
-# all of it is chance. (The **V-measure**, the harmonic mean of homogeneity and completeness, is this same NMI; the
+# all of it is chance. (*Good* and *crossed* have clusters of the same sizes, so chance is the same for both: one third. A hundred shuffles
+# come near it, no more. The **V-measure**, the harmonic mean of homogeneity and completeness, is this same NMI; the
 # assertion holds the two against each other.)
 #
 # How fast does chance rise with real labels? No model is needed: below, test studies are dealt into $K$ clusters like
@@ -124,8 +125,13 @@ run.show(figure, "chance", "NMI and purity of clusters that know nothing: both r
 assert cards["NMI"] == sorted(cards["NMI"]), "chance rises with K"
 
 # %% [markdown]
-# Whoever compares $K = 16$ with $K = 256$ by NMI compares two points of *this* curve first of all. So from here on
+# Whoever compares $K = 16$ with $K = 128$ by NMI compares two points of *this* curve first of all. So from here on
 # every number stands beside the one with shuffled findings **at the same clusters**, and we compare what is left.
+#
+# This takes the floor away, but not the ceiling. Look at *alone* once more: each of its clusters is pure, and its NMI is two thirds, not
+# 1. Clusters that tell more than the finding lower NMI, since what they could tell is in the denominator. With far more clusters than
+# findings, even pure ones have little room left above chance. So what is left compares two models at the **same** $K$; which $K$ is best,
+# it cannot say.
 #
 # ## 3. The sweep that needs no training
 #
@@ -157,7 +163,7 @@ embedded = {
 
 # %% [markdown]
 # Before you run the next cell, sketch two curves over $K$, for the pretrained model: its NMI, and its NMI above
-# shuffled findings. Where do you expect the top of each?
+# shuffled findings. Where do you expect the top of each, with floor and ceiling in mind? (In the table, `n` counts patients.)
 
 # %%
 counts = [count for count in COUNTS if count <= len(parts["train"])]
@@ -215,9 +221,13 @@ for name, values in above.items():
 
 # %% [markdown]
 # **Reading it.** Compare each solid line with its own dashed one, never with the other end of the plot. The first
-# figure mostly rises, the second need not: that difference is the lesson of section 2 on real embeddings. Then look at
-# the printed list. A long list of "not clearly worse" means that these test studies do not decide $K$; picking the
-# highest point anyway, on the studies that you report, is how a setting gets tuned to noise.
+# figure mostly rises, the second need not: that difference is the lesson of section 2 on real embeddings. But where the second one falls
+# towards large $K$, part of the fall is the ceiling coming down. Its top is not the best $K$.
+#
+# Then look at the printed list. A long list of "not clearly worse" means that these test studies do not decide $K$ even by this score. A short
+# one does not mean that they do: the list takes the highest point for known, though it has an interval of its own, and was picked because
+# it is the highest. And where a line holds 0 at every $K$, its highest point is noise. Picking the highest point anyway, on the
+# studies that you report, is how a setting gets tuned to noise.
 #
 # ## 4. Trained prototypes beside k-means
 #
@@ -255,17 +265,20 @@ print(f"in use: {', '.join(f'{part.clusters} {name}' for name, part in agreement
 print("the intervals are apart" if apart else "the intervals overlap: no difference shown on these studies")
 
 # %% [markdown]
+# Both clusterings are of the same studies, so the last line is a coarse test: the interval of a paired difference would as a rule be
+# narrower. "No difference shown" is all that it says.
+#
 # This compares two ways to *read* one embedding. It cannot say what CPA did to the embedding itself; for that, a model
 # has to be trained without it. Section 6 does that.
 #
 # ## 5. What a queue is for, measured without training
 #
 # Sinkhorn makes all prototypes equally full **within the sample it sees**. A batch is a small sample: with fewer
-# studies than prototypes, every study is pushed to a prototype of its own, whatever it shows. A **feature queue** lends
+# studies than prototypes, every study is pushed towards a prototype of its own, whatever it shows. A **feature queue** lends
 # Sinkhorn past embeddings, so that it balances a larger sample; only the batch's own codes are used.
 #
-# What would the codes be if Sinkhorn saw all training studies at once? We take that as the aim and ask how close the
-# codes of one batch come, alone and with queues of several sizes. Closeness is the mass that two codes share,
+# What would the codes be if Sinkhorn saw all training films at once (those that section 3 kept)? We take that as the aim and ask how close
+# the codes of one batch come, alone and with queues of several sizes. Closeness is the mass that two codes share,
 # $\sum_k \min(q_k, q'_k)$: 1 for equal codes, 0 for none in common.
 #
 # **Before you run the cell**: how close is a batch alone, and what queue will be long enough?
@@ -305,15 +318,16 @@ for length, part in overlap.items():
 
 # %% [markdown]
 # A longer queue brings the codes closer to what all studies together would get, as it must, and the figure shows how
-# the gain flattens. In training there is a price that this measurement leaves out: the queue holds embeddings of *earlier*
-# weights, made by an encoder that has moved since. Whether closer codes make better clusters is a question for the grid.
+# the gain flattens. (`n` counts batches. They are taken in the order of the table; training shuffles.) In training there is a price that
+# this measurement leaves out: the queue holds embeddings of *earlier* weights, made by an encoder that has moved since. Whether closer codes
+# make better clusters is a question for the grid.
 #
 # ## 6. The grid: trained, several seeds
 #
-# Each variant was trained from scratch with several seeds, the same seeds for all, and measured as in section 4:
+# Each variant was trained from scratch with several seeds, the same seeds for all, and measured much as in section 4:
 # agreement of its prototypes with findings on the test studies (`ita+cta` has none, so only k-means), agreement of
-# k-means at the same $K$ as the variant, and agreement of k-means with 64 groups for all of them. Differences are taken
-# within a seed, and get a t interval over the seeds.
+# k-means at the same $K$ as the variant, and agreement of k-means with 64 groups for all of them. One thing differs: here k-means finds its
+# centres among the test studies themselves. Differences are taken within a seed, and get a t interval over the seeds.
 #
 # The grid takes longer than the whole course, so its results come with the project; cells that you ran take their place.
 # A variant with no seeds in the first table has not been trained for the committed results and is missing below:
@@ -370,9 +384,13 @@ if scores:
     run.show(figure, "grid", "Agreement with findings above chance, by variant: means and t intervals over seeds.")
 
 # %% [markdown]
-# Dots of different rows may be compared only because chance was taken out: `prototypes-16` and `prototypes-256` have
-# very different chance levels. Now the differences to `all`. The sentence follows from the interval and from nothing
-# else: if it holds 0, there is no difference at this size, and we say how large a difference could hide.
+# Dots of different rows stand in one figure only because chance was taken out: `prototypes-16` and `prototypes-256` have
+# very different chance levels. They have different ceilings, too (section 2), so blue and orange dots are best compared between rows of the
+# same $K$: `all`, `queue` and `ita+cta`. The green ones have 64 groups in every row. (Where 64 is the variant's own $K$, orange and green are
+# one measurement, shown twice.) In the table, purity is left as it is, chance included: it rises with $K$.
+#
+# Now the differences to `all`. The sentence follows from the interval and from nothing else: if it holds 0, no difference is shown, and we
+# say how large a difference could hide. There are about a dozen lines: of twenty intervals around nothing, one misses 0.
 
 # %%
 long = wide.rename_axis(columns="metric").stack().rename("value").reset_index() if len(wide) else grid
@@ -403,21 +421,24 @@ if set(ends) <= set(long.loc[long["metric"] == measures["prototypes"], "variant"
 #
 # - **How many?** Rows `prototypes-16` and `prototypes-256`, for prototypes. If neither differs from `all`, look at
 #   the bounds: they may be as wide as the whole effect. And look at the last line, which holds the two ends against each other:
-#   two neighbours that cannot be told from the middle may still be told apart. Their k-means rows say little about training: k-means gets the $K$ of
+#   two neighbours that cannot be told from the middle may still be told apart. If one does differ, ask about the ceiling before you praise
+#   the number. Their k-means rows say little about training: k-means gets the $K$ of
 #   its variant, and section 3 showed on *one* frozen model that this alone moves the number. The rows with 64 groups for all
 #   mend that: same algorithm, same number of groups, so what is left is what training with 16 or 256 prototypes did to the
-#   embedding.
+#   embedding. (Hold a verdict of "higher" against the level in the figure: a difference may be clear of 0 and too small to matter.)
 # - **Batch or queue?** Row `queue`. Section 5 showed that a queue changes the codes; this row says whether anybody
 #   notices.
 # - **A loss of their own?** Row `ita+cta`, k-means. It is the fair comparison: the same algorithm at the same $K$, on an
-#   embedding with and without CPA. If the verdict is "no difference", then image and report alone already made the
-#   heaps, and CPA named them. If `ita+cta` is *higher*, CPA's demand for equally full heaps costs something, since
+#   embedding with and without CPA. If the verdict is "no difference", nothing shows that the heaps need CPA: image and report alone
+#   made heaps that these seeds cannot tell from CPA's. Compare the bound with the level in the figure before you say that CPA
+#   does nothing: most of the effect could hide in it. If `ita+cta` is *higher*, CPA's demand for equally full heaps costs something, since
 #   diseases are not equally frequent.
 #
 # ## 7. Look inside
 #
 # Numbers say how much, not what. Back to this run: the largest prototypes of the model of notebook 06, with the films *and* the
-# reports nearest to each. **Before you read the captions**, go along a row: what do the films share? Do the reports name it?
+# reports nearest to each (in brackets, how many test films chose it). **Before you read the captions**, go along a row: what do the films
+# share? Do the reports name it?
 
 # %%
 filled = np.bincount(own.cluster, minlength=size)
@@ -434,6 +455,10 @@ figure = figures.prototype_grid(
 run.show(figure, "nearest", "The films and reports nearest to the largest prototypes, with their dominant findings.")
 
 # %% [markdown]
+# The captions know findings only. A row whose films carry different captions may still share something, such as a device or the view;
+# section 7 of [08 Seeing prototypes](08_seeing_prototypes.ipynb) measures these two. And a finding that a report merely suspects does
+# not count as present, so "no finding" may stand over a report that names one.
+#
 # ## 8. A failure, looked at: films and reports that part
 #
 # A prototype is meant to be one thing for both modalities. Which one is that least? For every prototype that several
@@ -474,8 +499,11 @@ if parting:
 run.record("prototypes/comparable", len(parting))
 
 # %% [markdown]
-# The worst of many prototypes with a handful of films each differs a good deal by luck: only where it exceeds the shuffled one does
-# such a prototype sit between two crowds. The loss is content if a study's image and report choose *similar*
+# The worst of many prototypes with a handful of films each differs a good deal by luck. The shuffled line says how much, where findings have
+# nothing to do with prototypes. Above it, the prototype sits between two crowds. Below it, nothing has been shown, either way: shuffled
+# mixes hold all findings and so part far, and a real one may part a good deal and still stay below.
+#
+# The loss is content if a study's image and report choose *similar*
 # codes; it never asks that the films near a prototype and the reports near it speak of the same disease. Where no
 # prototype can be compared at all, most are chosen by one modality only: a gap between the two that notebook 08 draws.
 #
@@ -485,8 +513,9 @@ run.record("prototypes/comparable", len(parting))
 # shuffled findings at the same clusters; how far a queue moves Sinkhorn's codes; trained variants with paired
 # differences.
 #
-# **Not shown.** That the best $K$ here is the best elsewhere: these are labels for eight diseases, each with a sharp vocabulary
-# that real reports do not have. The shuffled level counts as known, and its own error is left out of the intervals. A t interval
+# **Not shown.** Which $K$ is best: the score has less room the larger $K$ is. And these are labels for eight diseases, each with a sharp
+# vocabulary that real reports do not have. The shuffled level counts as known, and its own error is left out of the intervals; findings
+# were shuffled between studies, not patients, so that what studies of one patient have in common counts as agreement. A t interval
 # over few seeds is wide, and "no difference at this size" is not "no difference".
 #
 # **Where it breaks.** One finding a study. With large $K$ a test cluster holds a handful of films, and its purity is
@@ -512,8 +541,8 @@ print("not answered yet" if my_nmi is None else "right")
 
 # %% [markdown]
 # **2. Modify.** There is a formula for chance: adjusted mutual information, $(I - E[I]) / (\bar H - E[I])$, where
-# $\bar H$ is the mean entropy. Change `my_count`, and see where the adjusted score and "NMI above shuffled", put on the
-# same scale, part.
+# $\bar H$ is the mean entropy. Set `my_count` to the other values of `counts`. Do the adjusted score and "NMI above shuffled", put on the
+# same scale, ever part? Say why before you look at the solution.
 
 # %%
 my_count = counts[1]  # try the others
@@ -528,8 +557,10 @@ print(f"K = {my_count}: by formula {adjusted:.3f}, by shuffling {rescaled:.3f}")
 
 # %% [markdown]
 # **3. Research.** Sinkhorn asks for equally full prototypes, diseases are not equally frequent. `sinkhorn_epsilon` sets
-# how hard it asks. Train `all` at a larger and a smaller value over three seeds, and compare NMI above shuffled, paired
-# by seed. The cell prepares the settings and checks that one thing changes.
+# how sharp its codes are: a small one gives each study to one prototype, a large one shares it out, and then filling all prototypes
+# equally costs nothing. Train `all` at a larger and a smaller value over three seeds, and compare NMI above shuffled, paired
+# by seed. The cell prepares the settings and checks that one thing changes. (That is nine trainings, each
+# as long as notebook 06.)
 
 # %%
 my_configs = {value: run.config.override(sinkhorn_epsilon=value) for value in (0.02, 0.05, 0.2)}
@@ -544,12 +575,28 @@ for value, config in my_configs.items():
 #
 # **1.** $I = 2$ bits, entropies 3 and 2, so NMI $= 2 / 2.5 = 0.8$. Shuffled findings give 0.8, too.
 #
-# **2.** They agree closely at every $K$: chance is the mean over shuffles, and the formula is that mean worked out. What
-# the formula lacks is the picture of section 2.
+# **2.** They never part by more than a little. Shuffling changes neither entropy, so dividing the formula by $\bar H$, above and below, gives
+# (NMI - chance) / (1 - chance), with the exact mean over all shuffles for chance; ours is the mean of a hundred. And neither of them
+# takes out the ceiling: the 1 in the denominator is a value that many clusters cannot reach.
 #
-# **3.** `pretrain(config, studies, run.output_dir / f"epsilon_{value}", seed=seed, resume=True)` for each, then
-# `measure_prototypes` of `mgca_lib.grid`. Large values blur the codes until every study belongs everywhere, small ones
-# make each batch a lottery for places. Report the interval, whatever it says.
+# **3.** Large values blur the codes until every study belongs everywhere, small ones make each batch a lottery for places. Every value and
+# seed needs a folder of its own:
+#
+# ```python
+# from mgca_lib.grid import measure_prototypes
+#
+# rows = []
+# for value, config in my_configs.items():
+#     for seed in (42, 43, 44):
+#         done = pretrain(config, studies, run.output_dir / f"epsilon_{value}" / f"seed-{seed}", seed=seed, resume=True)
+#         found = measure_prototypes(*load_checkpoint(done.best, device=run.device)[:2], test, findings=DISEASES, seed=seed)
+#         score = found["prototypes/nmi"].mean - found["prototypes/nmi_shuffled"]
+#         rows.append((str(value), seed, "nmi above shuffled", score))
+# trained = pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
+# paired_differences(trained, "0.05", "nmi above shuffled")
+# ```
+#
+# Report the interval, whatever it says.
 #
 # </details>
 #
