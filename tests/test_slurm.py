@@ -156,6 +156,14 @@ def test_the_profile_as_snakemake_reads_it(repository, executor, target):
     assert sum(all(part in line for part in wanted) for line in resources) >= sum(jobs.values())
 
 
+def test_a_job_takes_the_processors_it_asked_for(repository, monkeypatch):
+    """Inside a job Snakemake counts the cores of the node, unless the cluster hides those of others."""
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    shown = snakemake(repository, "--executor", "dryrun", "--forceall", "--config", "profile=smoke", "--", "grid")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert set(re.findall(r"threads: (\d+)", shown.stdout + shown.stderr)) == {"3"}
+
+
 @pytest.mark.slow
 def test_a_cell_of_the_grid_runs_through_the_profile(repository, tmp_path):
     """On this computer, from the raw phantoms on; the one thing changed is who runs the jobs."""
