@@ -2,6 +2,7 @@
 #   snakemake --cores 8 --config profile=paper
 # A notebook runs again when it, a source file it imports, a parameter, or a notebook it needs has changed.
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ PROFILE = config.get("profile", "demo")
 SEED = int(config.get("seed", 42))
 MORE_SEEDS = [int(seed) for seed in config.get("seeds", [])]
 VARIANTS_WANTED = config.get("variants", ["ita", "ita+cta", "ita+cpa", "all", "cta_grounded", "gloria"])
+# A Slurm job takes the processors it asked for, also on a cluster that lets it see the whole node.
+CORES = min(workflow.cores, int(os.environ.get("SLURM_CPUS_PER_TASK", workflow.cores)))
 DATA_ROOT = config.get("data_root", f"data/{PROFILE}")
 OUTPUTS = f"outputs/{PROFILE}"
 
@@ -98,7 +101,7 @@ rule notebook:
         seed=lambda wildcards: int(wildcards.more.rpartition("-")[2] or SEED),
         data_root=DATA_ROOT,
         folder=lambda wildcards: f"{OUTPUTS}{wildcards.more}/{wildcards.name}",
-    threads: lambda wildcards: workflow.cores if wildcards.name in HEAVY and PROFILE != "smoke" else 1
+    threads: lambda wildcards: CORES if wildcards.name in HEAVY and PROFILE != "smoke" else 1
     shell:
         "{PYTHON:q} -m mgca_lib.course execute {input.notebook:q} --profile {PROFILE} --seed {params.seed}"
         " --data-root {params.data_root:q} --output-dir {params.folder:q} --threads {threads}"
@@ -135,7 +138,7 @@ rule cell:
     params:
         data_root=DATA_ROOT,
         folder=lambda wildcards: f"{OUTPUTS}/grid/{wildcards.variant}/seed-{wildcards.cell_seed}",
-    threads: workflow.cores
+    threads: CORES
     shell:
         "{PYTHON:q} -m mgca_lib.course execute {input.notebook:q} --profile {PROFILE} --seed {wildcards.cell_seed}"
         " --data-root {params.data_root:q} --output-dir {params.folder:q} --threads {threads}"

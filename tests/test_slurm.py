@@ -54,6 +54,12 @@ def batch(repository, cluster, *arguments):
     )
 
 
+def prepared(folder):
+    """What the batch file takes for a prepared dataset."""
+    folder.mkdir()
+    (folder / "card.json").write_text("{}")
+
+
 @pytest.mark.slow
 def test_the_batch_file_trains_and_goes_on(repository, cluster, tmp_path):
     studies = tiny_studies(tmp_path / "data", train=16, valid=8, test=4)
@@ -67,7 +73,9 @@ def test_the_batch_file_trains_and_goes_on(repository, cluster, tmp_path):
 
 
 def test_the_time_limit_puts_the_job_back_into_the_queue(repository, cluster):
-    folder, _ = cluster
+    folder, environment = cluster
+    del environment["RENDEZVOUS_PORT"]
+    prepared(folder / "data")
     (folder / "bin/srun").write_text('#!/usr/bin/env bash\necho "$@" > srun.txt\necho $$ > running\nexec sleep 60\n')
     with batch(repository, cluster, "data", "out") as process:
         while not (folder / "running").exists():
@@ -78,7 +86,9 @@ def test_the_time_limit_puts_the_job_back_into_the_queue(repository, cluster):
             time.sleep(0.1)
         os.kill(int((folder / "running").read_text()), signal.SIGKILL)
     assert "requeue 7" in (folder / "scontrol.txt").read_text().splitlines()
-    assert "--cpus-per-task=16 " in (folder / "srun.txt").read_text()
+    started = (folder / "srun.txt").read_text()
+    assert "--cpus-per-task=16 " in started
+    assert "--rdzv-endpoint 127.0.0.1:20007 " in started  # job 7's own, so that jobs may share a node
 
 
 def test_the_batch_file_wants_two_folders(repository, cluster):
@@ -86,6 +96,19 @@ def test_the_batch_file_wants_two_folders(repository, cluster):
         assert "two folders come first: the prepared dataset, and the run" in process.communicate(timeout=20)[0]
     assert process.returncode != 0
     assert not (cluster[0] / "srun.txt").exists()
+
+
+@pytest.mark.parametrize(("data", "missing"), [("nowhere", "nowhere/card.json"), ("data", ".venv/bin/python")])
+def test_a_wrong_folder_is_one_line_of_the_log(repository, cluster, data, missing):
+    folder, _ = cluster
+    prepared(folder / "data")
+    (folder / missing).unlink(missing_ok=True)
+    with batch(repository, cluster, data, "out") as process:
+        shown = process.communicate(timeout=20)[0]
+    assert process.returncode == 2
+    assert shown.count("\n") == 1
+    assert shown.startswith(f"error: {missing}: missing in {folder}; ")
+    assert not (folder / "srun.txt").exists()
 
 
 def test_the_batch_file_asks_for_what_it_needs(repository):
@@ -131,6 +154,14 @@ def test_the_profile_as_snakemake_reads_it(repository, executor, target):
     resources = [line for line in text.splitlines() if "resources: " in line]
     wanted = ("mem_mb=32000", "runtime=240", "cpus_per_task=8", "gres=gpu:1")
     assert sum(all(part in line for part in wanted) for line in resources) >= sum(jobs.values())
+
+
+def test_a_job_takes_the_processors_it_asked_for(repository, monkeypatch):
+    """Inside a job Snakemake counts the cores of the node, unless the cluster hides those of others."""
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    shown = snakemake(repository, "--executor", "dryrun", "--forceall", "--config", "profile=smoke", "--", "grid")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert set(re.findall(r"threads: (\d+)", shown.stdout + shown.stderr)) == {"3"}
 
 
 @pytest.mark.slow
