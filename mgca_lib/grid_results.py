@@ -7,10 +7,10 @@ by differences within a seed.
 
 There are five committed tables, and no numbers are compared across them, since each may have been trained on another
 computer: ``"terms"``, the paper's table 4 and the losses that could take the place of its token term, for notebooks 14
-and 16; ``"inputs"``, what goes into such a loss, for notebook 16; ``"switches"``, prototypes and the published code's
-deviations, for notebooks 11 and 12; and ``"long"``, with three times as many epochs, whose cells live in
-``outputs/PROFILE/long``. What a variant is held against stands in its table, too. Cells of one table share their number
-of epochs and their data.
+and 16; ``"inputs"``, what goes into such a loss, and ``"denials"``, such a loss without the words of denials, for
+notebook 16; ``"switches"``, prototypes and the published code's deviations, for notebooks 11 and 12; and ``"long"``,
+with three times as many epochs, whose cells live in ``outputs/PROFILE/long``. What a variant is held against stands in
+its table, too. Cells of one table share their number of epochs and their data.
 """
 
 import json
