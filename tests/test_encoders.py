@@ -335,6 +335,30 @@ def test_padding_does_not_change_a_report():
     assert (long.local[:, 4:] == 0).all()
 
 
+@pytest.mark.parametrize("settings", [{}, {"word_window": 2}, {"shifted_weights": True, "full_length": 8}])
+def test_groups_of_equal_length_give_what_the_whole_batch_gives(settings, monkeypatch):
+    """Training reads short reports apart from long ones; the same to double precision, gradients too."""
+    pieces, keep, words = (part[[1, 0, 2, 1, 2, 0, 1]] for part in report_batch())
+    model = ReportEncoder(bert(), **settings).double()
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    sizes, outcomes = [], []
+    for training in (False, True):
+        model.train(training).zero_grad()
+        read = model.read
+        monkeypatch.setattr(model, "read", lambda *one, read=read: sizes.append(tuple(one[0].shape)) or read(*one))
+        tokens = model(pieces, keep, words, 4)
+        monkeypatch.undo()
+        (tokens.local.sin().sum() + tokens.pooled.square().sum()).backward()
+        gradient = torch.cat([part.grad.flatten() for part in model.parameters() if part.grad is not None])
+        outcomes.append((*vars(tokens).values(), gradient))
+    assert sizes == [(7, 8), (2, 4), (2, 5), (2, 8), (1, 8)]
+    for whole, grouped in zip(*outcomes, strict=True):
+        exact = whole.dtype != torch.float32  # weights are of single precision whatever the model has
+        torch.testing.assert_close(grouped, whole, rtol=1e-10 if exact else 1e-6, atol=1e-12 if exact else 1e-7)
+
+
 def test_shifted_weights_are_those_of_the_right_neighbour():
     """Upstream's slip: the row of attentions without its first entry, against the pieces with theirs."""
     model = bert()
