@@ -13,6 +13,7 @@ from helpers import tiny_config, tiny_studies
 from run_helpers import command_words, die_at, in_child, in_processes, timeless
 from safetensors.torch import load_file, save_file
 
+from mgca_lib import encoders
 from mgca_lib import pretrain as module
 from mgca_lib.checkpoint import load_checkpoint
 from mgca_lib.data.pairs import EpochBatches, PairImages
@@ -195,6 +196,7 @@ def count_reports(rank, config, studies, out):
         return read(self, pieces, keep)
 
     ReportEncoder.read = counting
+    encoders.LENGTH_GROUPS = 1  # aligned reports would be read in parts of a batch
     pretrain(config, studies, out / "run", seed=1)
     assert sizes == {config.training.batch_size}
 
