@@ -101,6 +101,17 @@ def test_loader_processes_change_nothing(small, undisturbed, tmp_path):
     assert timeless(helped.history) == timeless(undisturbed.history)
 
 
+def test_denied_words_are_found_in_training_and_validation(small, tmp_path):
+    """A fourth of the tiny reports deny what they name ("no acute process"), so the token loss must change."""
+    histories = []
+    for skip in (False, True):
+        config = tiny_config(epochs=1, token_form="cta_grounded", skip_denied_words=skip)
+        histories.append(pretrain(config, small, tmp_path / str(skip), seed=1).history[0])
+    before, after = histories
+    for side in ("train", "valid"):
+        assert abs(after[f"{side}/token"] - before[f"{side}/token"]) > 1e-3
+
+
 def test_the_folder_and_the_history(small, undisturbed):
     out = undisturbed.last.parent
     files = ["best", "finished.json", "history.json", "last", "tensorboard"]

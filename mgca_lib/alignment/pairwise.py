@@ -189,6 +189,9 @@ def gloria_local_loss(
 class PairwiseAlignment(nn.Module):
     """A pairwise token term with the call of :class:`mgca_lib.alignment.token.TokenAlignment`; it holds no state.
 
+    Words that are to take no part, such as those of denials (``skip_denied_words`` in the configuration), are left out
+    of ``word_keep``; a report of such words alone asks no question.
+
     Args:
         form: ``"cta_grounded"`` or ``"gloria"``.
         temperature: Of ``"cta_grounded"``.
