@@ -638,7 +638,8 @@ for name, (own, shares) in reading.items():
 # %% [markdown]
 # Sections 5 to 7 could keep the encoders and train new heads. Not here: an encoder that grew up reading everything has never met
 # words that read little, and a failure would say nothing. They have to be trained that way from the start, and
-# [notebook 16](16_learning_to_point.ipynb) shows such trainings.
+# [notebook 16](16_learning_to_point.ipynb) shows such trainings. Its section 10 asks what this one has left out: what about the words that are
+# read perfectly well, and say that there is *no* pneumothorax?
 #
 # ### What remains of a report
 #
