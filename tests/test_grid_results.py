@@ -345,13 +345,14 @@ def test_the_committed_settings_are_whole(repository, kind, partners, groups):
     ],
 )
 def test_the_committed_results_are_whole(repository, kind, wanted, epochs):
-    """Every variant that the notebooks compare, with every seed, of one data table and one kind of processor."""
+    """Every variant that is compared within seeds, with every seed, of one data table and one kind of processor."""
     table = module.read_committed(repository, kind)
+    unpaired = {"long": {f"cta_grounded-affirmed/seed-{seed}" for seed in (42, 43)}}.get(kind, set())
     facts = json.loads((repository / module.COMMITTED[kind]).with_suffix(".json").read_text())
     cells = {f"{row.variant}/seed-{row.seed}" for row in table[["variant", "seed"]].drop_duplicates().itertuples()}
-    assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)}
+    assert cells == set(facts) == {f"{name}/seed-{seed}" for name in wanted for seed in (42, 43, 44)} | unpaired
     assert len({cell["data"]["mimic_cxr"]["sha256"] for cell in facts.values()}) == 1
-    assert module.trained_elsewhere(repository, "all", kind) == ()
+    assert set(module.trained_elsewhere(repository, "all", kind)) == {name.partition("/")[0] for name in unpaired}
     assert not [
         name for cell in facts.values() for name, card in cell["data"].items() if card["restricted"] is not False
     ]
