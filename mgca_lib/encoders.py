@@ -25,7 +25,7 @@ from mgca_lib.messages import first_line, local_fault
 
 LENGTH_GROUPS = 4
 """In training on a CPU the reports of a batch are read in so many groups of about equal length, which saves most of the
-work on padding (a GPU would have to wait for the lengths, and prefers few large products)."""
+work on padding. Not on a GPU: it would have to wait for the lengths, and whether that pays has not been measured."""
 
 
 class EncoderError(ValueError):

@@ -22,7 +22,7 @@
 #
 # - **First read** [14 Ablation](14_ablation.ipynb), which compares within seeds, and [15 Grounding](15_grounding.ipynb), which derives
 #   the losses and measures what patches and words have seen.
-# - **Time** `smoke` and `demo` about 10 s: the trainings come from the grid, which is run separately (`make grid`).
+# - **Time** `smoke` and `demo` 10 to 20 s: the trainings come from the grid, which is run separately (`make grid`).
 # - **Data** the results of the grid, trained and measured on phantoms like those of notebook 01; section 2 tells whether they are
 #   the very same.
 # - **Departures from upstream** two token losses that MGCA does not have, finer patches, words that read little, a report
@@ -78,10 +78,10 @@ pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
 terms = load_grid(run.root, run.profile, GRID_DIR, kind="terms")
 inputs = load_grid(run.root, run.profile, GRID_DIR, kind="inputs")
 denials = load_grid(run.root, run.profile, GRID_DIR, kind="denials")
-long = load_grid(run.root, run.profile, kind="long")
+long_runs = load_grid(run.root, run.profile, kind="long")
 own_data = run.studies("mimic_cxr").card.table_sha256
 rows = {}
-for kind, table in {"terms": terms, "inputs": inputs, "denials": denials, "long": long}.items():
+for kind, table in {"terms": terms, "inputs": inputs, "denials": denials, "long": long_runs}.items():
     cells = committed_cells(run.root, kind)
     rows[kind] = {
         "variants": table["variant"].nunique(),
@@ -224,7 +224,7 @@ differences(inputs, steps, metrics | yardsticks, "inputs")
 
 # %%
 LONG = ("all", "cta_grounded", NEW)
-long = long[long["variant"].isin(LONG)]
+long = long_runs[long_runs["variant"].isin(LONG)]
 figure = figures.interval_dots(pointing(long, LONG, "long"), value_label=hit_rate)
 run.show(figure, "long", "Pointing after as many passes as notebook 06 makes, over seeds, beside chance.")
 
@@ -457,10 +457,9 @@ for seed, own in each.iterrows():
 # the next cell**: does either of them come near eight times chance at a pneumothorax?
 
 # %%
-everything = load_grid(run.root, run.profile, kind="long")
 rows = {}
 for finding in STATED:
-    hits = everything[everything["metric"] == metrics[finding]].pivot_table(
+    hits = long_runs[long_runs["metric"] == metrics[finding]].pivot_table(
         index="variant", columns="seed", values="value"
     )
     for variant in (name for name in ("cta_grounded", NEW, "cta_grounded-affirmed") if name in hits.index):

@@ -274,19 +274,21 @@ def test_a_switch_changes_its_own_loss_and_tokens_and_no_other(studies, name):
         assert torch.allclose(one.float(), two.float(), atol=1e-6) is (part not in tokens), part
 
 
-@pytest.mark.parametrize("form", ["cta_grounded", "gloria"])
-def test_denied_words_take_no_part_in_the_token_term(studies, form):
+@pytest.mark.parametrize(("form", "padded"), [("cta_grounded", False), ("gloria", False), ("cta_grounded", True)])
+def test_denied_words_take_no_part_in_the_token_term(studies, form, padded):
     """As if these words were not there for it: one report has none left, one keeps all."""
     batch = tiny_batch(studies, list(range(8)))
     denied = torch.zeros(8, batch.num_words, dtype=torch.bool)
     denied[1], denied[2, ::2], denied[5:, 0] = True, True, True
-    plain = model_of(studies, token_form=form)
-    skipping = model_of(studies, token_form=form, skip_denied_words=True)
+    settings = {"token_form": form, "padded_batchnorm": padded}  # the second makes 111 slots of every report
+    plain, skipping = model_of(studies, **settings), model_of(studies, **settings, skip_denied_words=True)
     (before, image, report), (after, _, other) = plain(batch), skipping(replace(batch, denied=denied))
     assert (after.instance, after.prototype) == (before.instance, before.prototype)
     assert torch.equal(report.local, other.local)
     assert torch.equal(report.keep, other.keep)
-    by_hand = plain.token_alignment(report.local, image.local, word_keep=report.keep & ~denied)
+    denied_slots = torch.zeros_like(report.keep)
+    denied_slots[:, : batch.num_words] = denied
+    by_hand = plain.token_alignment(report.local, image.local, word_keep=report.keep & ~denied_slots)
     assert after.token.item() == pytest.approx(by_hand.item(), abs=1e-6)
     assert abs(after.token - before.token) > 1e-3
     # Nothing denied: nothing changes. And flags alone change nothing.

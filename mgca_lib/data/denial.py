@@ -3,11 +3,13 @@ r"""Which words of a report are denied: "no pleural effusion" speaks of an effus
 Reports deny most of the findings that they name, and a word that is to point at a finding then has nothing to point
 at. The rules are NegEx's (Chapman et al., J. Biomed. Inform. 2001) in their simplest form: a cue before a finding
 denies what follows it, a cue after a finding denies what comes before it, and words such as "but" end what a cue
-denies. What is only doubted ("cannot be excluded") is not denied, and neither is what has not changed.
+denies. What is only doubted ("cannot be excluded") is not denied, and neither is what has not changed. The cues were
+adjusted on sentences of the phantom and of Open-i; other hospitals may deny in other words.
 """
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 _BEFORE = re.compile(
     r"\b(?:no|not|without|neither|nor|never|negative for|free of|clear of|absence of|rules? out|resolution of)\b"
@@ -43,8 +45,7 @@ def denied_words(sentence: str) -> list[bool]:
     [True, True, True, True]
     """
     starts = [0, *(match.start() for match in _END.finditer(sentence)), len(sentence)]
-    clauses = [sentence[start:end] for start, end in zip(starts, starts[1:], strict=False)]
-    return [flag for clause in clauses for flag in _denied_in_clause(clause)]
+    return [flag for start, end in pairwise(starts) for flag in _denied_in_clause(sentence[start:end])]
 
 
 def denied_in_report(sentences: Iterable[str]) -> list[bool]:
@@ -54,14 +55,11 @@ def denied_in_report(sentences: Iterable[str]) -> list[bool]:
 
 def _denied_in_clause(clause: str) -> list[bool]:
     spared = [match.span() for match in _SPARED.finditer(clause)]
-    before, after = (
-        [
-            match
-            for match in cue.finditer(clause)
-            if not any(match.start() < end and start < match.end() for start, end in spared)
-        ]
-        for cue in (_BEFORE, _AFTER)
-    )
-    begin = before[0].start() if before else len(clause)
-    end = after[-1].end() if after else 0
-    return [place.start() >= begin or place.end() <= end for place in re.finditer(r"\S+", clause)]
+
+    def cues(pattern: re.Pattern[str]) -> list[tuple[int, int]]:
+        found = [match.span() for match in pattern.finditer(clause)]
+        return [one for one in found if not any(one[0] < end and start < one[1] for start, end in spared)]
+
+    begin = min((start for start, _ in cues(_BEFORE)), default=len(clause))
+    end = max((end for _, end in cues(_AFTER)), default=0)
+    return [word.start() >= begin or word.end() <= end for word in re.finditer(r"\S+", clause)]
