@@ -11,7 +11,7 @@ from typing import Any
 
 from mgca_lib.config import Config, ConfigError
 
-GROUPS = ("ablation", "grounding", "patches", "words", "denials", "prototypes", "quirks")
+GROUPS = ("ablation", "grounding", "patches", "words", "denials", "together", "prototypes", "quirks")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,18 @@ _ALL = (
         "denials",
         {"token_form": "cta_grounded", "skip_denied_words": True},
         "As cta_grounded, and the words of denials, such as 'no pneumothorax', take no part in it.",
+    ),
+    Variant(
+        "cta_grounded-stride-8-window-mlm-affirmed",
+        "together",
+        {
+            "token_form": "cta_grounded",
+            "local_stride": 8,
+            "word_window": 4,
+            "mlm_epochs": 10,
+            "skip_denied_words": True,
+        },
+        "As cta_grounded-stride-8-window-mlm, and the words of denials take no part in the token term.",
     ),
     Variant("prototypes-16", "prototypes", {"num_prototypes": 16}, "16 prototypes."),
     Variant("prototypes-256", "prototypes", {"num_prototypes": 256}, "256 prototypes."),
