@@ -42,7 +42,7 @@ READ_GRID = {
     "11_prototype_sweep": ["switches"],
     "12_upstream_quirks": ["switches"],
     "14_ablation": ["terms"],
-    "16_learning_to_point": ["terms", "inputs", "denials", "long"],
+    "16_learning_to_point": ["terms", "inputs", "denials", "long", "long_denials"],
 }
 # These take all cores, except at smoke, where starting up is most of the work and goes side by side.
 HEAVY = {"01_data_preparation", "06_pretraining", "07_linear_probe", "09_finding_and_outlining", "15_grounding"}

@@ -5,12 +5,14 @@ tables, with how they came about in a ``.json`` beside each. ``make grid`` repea
 place of the committed ones. The same seed gives every variant the same data in the same order, so variants are compared
 by differences within a seed.
 
-There are five committed tables, and no numbers are compared across them, since each may have been trained on another
+There are six committed tables, and no numbers are compared across them, since each may have been trained on another
 computer: ``"terms"``, the paper's table 4 and the losses that could take the place of its token term, for notebooks 14
 and 16; ``"inputs"``, what goes into such a loss, and ``"denials"``, such a loss without the words of denials, for
-notebook 16; ``"switches"``, prototypes and the published code's deviations, for notebooks 11 and 12; and ``"long"``,
-with three times as many epochs, whose cells live in ``outputs/PROFILE/long``. What a variant is held against stands in
-its table, too. Cells of one table share their number of epochs and their data.
+notebook 16; ``"switches"``, prototypes and the published code's deviations, for notebooks 11 and 12; and two of runs
+with three times as many epochs, for notebook 16: ``"long"``, and ``"long_denials"``, without the words of denials.
+Their cells live in ``outputs/PROFILE/long`` and ``outputs/PROFILE/long_denials``, those of all others in
+``outputs/PROFILE/grid``. What a variant is held against stands in its table, too. Cells of one table share their
+number of epochs and their data.
 """
 
 import json
@@ -26,7 +28,7 @@ from mgca_lib.course.summary import METRICS_FILE, check_publishable, read_metric
 from mgca_lib.evaluation.intervals import Interval, t_interval
 from mgca_lib.variants import VARIANTS
 
-Kind = Literal["terms", "inputs", "denials", "switches", "long"]
+Kind = Literal["terms", "inputs", "denials", "switches", "long", "long_denials"]
 
 COMMITTED = MappingProxyType(
     {
@@ -35,10 +37,12 @@ COMMITTED = MappingProxyType(
         "denials": Path("notebooks", "grid", "denials.csv"),
         "switches": Path("notebooks", "grid", "switches.csv"),
         "long": Path("notebooks", "grid", "long.csv"),
+        "long_denials": Path("notebooks", "grid", "long_denials.csv"),
     }
 )
 """The tables that come with the project, by kind; how their cells came about is in the ``.json`` beside each."""
-OWN = MappingProxyType({kind: "long" if kind == "long" else "grid" for kind in COMMITTED})
+_LONG = ("long", "long_denials")
+OWN = MappingProxyType({kind: kind if kind in _LONG else "grid" for kind in COMMITTED})
 """Where cells of your own are, below ``outputs/PROFILE``."""
 TABLE_COLUMNS = ("variant", "seed", "metric", "value", "low", "high", "n", "source")
 COMPARED = tuple(name for name, variant in VARIANTS.items() if variant.group in ("ablation", "grounding"))
@@ -96,7 +100,7 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
         root: The project's folder.
         profile: Whose own cells to read.
         folder: Folder of own cells; empty: that of :data:`OWN` in the project.
-        kind: A name of :data:`COMMITTED`; ``"long"`` for the cells with all epochs.
+        kind: A name of :data:`COMMITTED`; ``"long"`` and ``"long_denials"`` for the cells with all epochs.
 
     Returns:
         As :func:`grid_table`; ``source`` is ``"own"`` or ``"committed"``.
@@ -113,7 +117,7 @@ def load_grid(root: str | Path, profile: str, folder: str | Path = "", *, kind: 
     committed = read_committed(root, kind)
     if profile != "demo":
         seeds = own.groupby("variant")["seed"].nunique()
-        wanted = set(committed["variant"]) if kind == "long" else [name for name in COMPARED if _belongs(name, kind)]
+        wanted = set(committed["variant"]) if kind in _LONG else [name for name in COMPARED if _belongs(name, kind)]
         enough = {name for name, number in seeds.items() if number > 1}
         alone = kind in _PARTNERS and enough <= set(_PARTNERS[kind])  # with nothing that is held against them
         return own if enough >= set(wanted) and not alone else committed
@@ -240,7 +244,7 @@ def publish_grid(root: str | Path, kind: Kind = "terms") -> bool:
     root = Path(root)
     folder, target = root / "outputs" / "demo" / OWN[kind], root / COMMITTED[kind]
     cells = [path for path in sorted(folder.glob(f"*/seed-*/{METRICS_FILE}")) if _belongs(_cell_of(path)[0], kind)]
-    if kind != "long" and all(_cell_of(path)[0] in _PARTNERS.get(kind, ()) for path in cells):
+    if kind not in _LONG and all(_cell_of(path)[0] in _PARTNERS.get(kind, ()) for path in cells):
         cells = []  # partners alone have nothing to be held against
     if not cells:
         return False
@@ -371,7 +375,7 @@ def _same_data(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _belongs(variant: str, kind: Kind) -> bool:
     """Whether a variant has its place in a table: by its group, as a partner, or, among long runs, always."""
-    if kind == "long":
+    if kind in _LONG:
         return True
     return variant in _PARTNERS.get(kind, ()) or (variant in VARIANTS and VARIANTS[variant].group in _GROUPS[kind])
 

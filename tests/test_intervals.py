@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mgca_lib.evaluation.intervals import bootstrap_interval, t_interval, wilson_interval
+from mgca_lib.evaluation.intervals import bootstrap_interval, t_interval, welch_interval, wilson_interval
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
@@ -22,6 +22,19 @@ def test_t_interval_is_cut_at_the_bounds_only():
     assert interval.high == 1
     assert interval.low == t_interval([0.9, 1.0]).low
     assert interval.mean == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_welch_interval_follows_the_written_formula(level):
+    """Variances .01 and .02: standard error sqrt(.01/3 + .02/2), freedom by Welch and Satterthwaite."""
+    parts = 0.01 / 3, 0.02 / 2
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
+    half = stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(sum(parts))
+    found = welch_interval([0.1, 0.2, 0.3], [0.4, 0.6], level=level)
+    assert [found.mean, found.low, found.high] == pytest.approx([0.3, 0.3 - half, 0.3 + half], abs=1e-12)
+    assert found.n == 5
+    still = welch_interval([0.5, 0.5], [0.75, 0.75])
+    assert (still.mean, still.low, still.high, still.n) == (0.25, 0.25, 0.25, 4)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 10), (50, 50), (1, 1)])
@@ -83,6 +96,8 @@ def test_undefined_resamples_are_left_out_and_seeds_repeat():
     [
         (lambda: t_interval([1.0]), "two values or more"),
         (lambda: t_interval([1.0, float("nan")]), "finite"),
+        (lambda: welch_interval([1.0, 2.0], [1.0]), "two values or more a side, found 2 and 1"),
+        (lambda: welch_interval([1.0, float("inf")], [1.0, 2.0]), "finite"),
         (lambda: wilson_interval(3, 2), "0 <= hits <= n"),
         (lambda: wilson_interval(0, 0), "n >= 1"),
         (lambda: t_interval([1, 2], level=95), "between 0 and 1"),

@@ -212,6 +212,7 @@ def _outputs(options: argparse.Namespace, root: Path) -> int:
     print(f"pictures of the pages: {', '.join(publish_pictures(root)) or 'unchanged'}")
     tables = {"terms": "terms of the grid", "inputs": "inputs of its losses", "switches": "its switches"}
     tables |= {"denials": "its losses without denied words", "long": "its long runs"}
+    tables |= {"long_denials": "its long runs without denied words"}
     for kind, words in tables.items():
         try:
             print(f"{words}: {'new' if publish_grid(root, kind) else 'unchanged'}")

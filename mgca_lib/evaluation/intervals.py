@@ -67,6 +67,38 @@ def t_interval(
     return Interval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]), len(array))
 
 
+def welch_interval(before: Sequence[float], after: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Welch's interval of the difference of two means that share nothing, such as the seeds of two computers.
+
+    Where the same seeds stand on both sides, the differences within seeds (:func:`t_interval`) are the better question.
+
+    Args:
+        before: One value a seed; at least two.
+        after: The same for the other side; their number and their variance may differ.
+        level: Confidence level in (0, 1).
+
+    Returns:
+        The mean of ``after`` less that of ``before``; ``n`` counts the values of both.
+
+    Raises:
+        ValueError: a side has fewer than two values, or one of them is not finite.
+
+    >>> print(welch_interval([0.1, 0.2, 0.3], [0.4, 0.6]))
+    0.300 (-0.298 to 0.898, n=5)
+    """
+    sides = [np.asarray(values, dtype=np.float64) for values in (before, after)]
+    _check_level(level)
+    if any(side.ndim != 1 or len(side) < 2 for side in sides):
+        raise ValueError(f"Welch's interval needs two values or more a side, found {sides[0].size} and {sides[1].size}")
+    if not all(np.isfinite(side).all() for side in sides):
+        raise ValueError(f"Welch's interval needs finite values, found {[side.tolist() for side in sides]}")
+    mean, n = float(sides[1].mean() - sides[0].mean()), len(sides[0]) + len(sides[1])
+    if not any(np.ptp(side) for side in sides):  # no spread to divide by, and none to report
+        return Interval(mean, mean, mean, n)
+    bounds = stats.ttest_ind(sides[1], sides[0], equal_var=False).confidence_interval(level)
+    return Interval(mean, float(bounds.low), float(bounds.high), n)
+
+
 def wilson_interval(hits: float, n: int, *, level: float = 0.95) -> Interval:
     """Wilson's interval of a proportion; unlike the bootstrap it stays honest when all or none hit.
 

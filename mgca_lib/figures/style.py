@@ -54,6 +54,7 @@ METHOD_COLOURS = {
     "grounded, finer, near": "#B08CE0",
     "grounded, all steps": "#AA3377",
     "grounded, affirmed": "#CC6600",
+    "grounded, all steps, affirmed": "#882255",
     "gloria": "#228833",
     "mgca": "#0B5FA5",
     "mgca upstream": "#66A5D9",
