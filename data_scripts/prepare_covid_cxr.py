@@ -20,8 +20,9 @@ Licence: each image has its own; many have none stated and must not be passed on
 licence and reference (DOI or address) of each image; :func:`split_source` takes it apart. The dataset is restricted as
 soon as one image may not be passed on in resized form; a table of Creative Commons images without ND is not.
 
-Masks: ``--lung-masks DIR`` names a folder with outlines of both lungs, one PNG an image with the image's name and size
-(such as those of V7 Labs, CC BY 4.0); an image without one has none.
+Masks: ``--lung-masks DIR`` names a folder with outlines of both lungs, one an image and of its size, called like the
+image (``film.jpg``, such as those of V7 Labs, CC BY 4.0, which are PNG all the same) or ``film.png``. A pixel is lung
+where it is brighter than half the brightest. An image without one, or whose outline has no pixel, has no mask.
 
 Splits: 70 % of the patients for training, 10 % for validation and 20 % for the test, drawn with ``--seed``.
 """
@@ -63,6 +64,9 @@ VIEWS = {
 
 NOT_STATED = "licence not stated"
 MIN_NOTE_WORDS = 3
+MASK_RULE = 1
+"""Raised when the same file would give another mask."""
+
 _UNKNOWN_FINDINGS = ("", "todo", "unknown")
 _COLUMNS = ("patientid", "finding", "view", "modality", "filename", "license")
 _NOTES = ("clinical_notes", "clinical notes", "notes")
@@ -142,6 +146,7 @@ def prepare(
     if not hierarchy:
         raise DatasetError(f"{root / TABLE}: no row has a finding, so there are no labels")
     ledger = Ledger(rows_in=len(table))
+    masks = _find_masks(Path(lung_masks), table["filename"], ledger) if lung_masks else {}
     candidates: list[Candidate] = []
     for record in records:
         file = f"{record['folder'] or 'images'}/{record['filename']}"
@@ -155,8 +160,7 @@ def prepare(
             continue
         source = (file, record["license"] or NOT_STATED, record["doi"] or record["url"])
         name, day = record["filename"], record["offset"]
-        mask = Path(lung_masks, name).with_suffix(".png") if lung_masks else None
-        mask = mask if mask is not None and mask.is_file() else None
+        mask = masks.get(name)
         candidates.append(
             Candidate(
                 image_id=name,
@@ -173,7 +177,7 @@ def prepare(
                 findings=notes,
                 sentences=sentences,
                 mask=partial(_read_mask, mask) if mask is not None else None,
-                mask_stamp=zlib.crc32(mask.read_bytes()) if mask is not None else 0,
+                mask_stamp=zlib.crc32(mask.read_bytes(), MASK_RULE) if mask is not None else 0,
             )
         )
     silent = sum(not candidate.sentences for candidate in candidates)
@@ -221,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_split_arguments(parser)
     parser.add_argument("--views", choices=VIEW_MODES, default="frontal", help="images to keep (default frontal)")
     parser.add_argument("--require-notes", action="store_true", help="leave out images without clinical notes")
-    parser.add_argument("--lung-masks", default="", metavar="DIR", help="folder with a lung mask (PNG) an image")
+    parser.add_argument("--lung-masks", default="", metavar="DIR", help="folder with a lung mask an image")
     return run_command(parser, prepare, argv)
 
 
@@ -290,10 +294,44 @@ def _hierarchy(records: Iterable[dict[str, str]]) -> list[tuple[str, ...]]:
     return sorted({path[:end] for path in paths for end in range(1, len(path) + 1)})
 
 
+def _find_masks(folder: Path, images: Iterable[str], ledger: Ledger) -> dict[str, Path]:
+    """Return the lung masks by name of their image; those without a pixel are left out and counted.
+
+    Raises:
+        DatasetError: the folder has a mask for none of the images.
+    """
+    masks: dict[str, Path] = {}
+    for name in filter(is_safe_name, images):
+        places = (folder / name, folder / f"{Path(name).stem}.png")
+        if (path := next((place for place in places if place.is_file()), None)) is not None:
+            masks[name] = path
+    if not masks:
+        raise DatasetError(
+            f"--lung-masks {folder}: holds no file called like an image of {TABLE} (film.jpg or film.png)"
+        )
+    blank = [name for name, path in masks.items() if _is_blank(path)]
+    if blank:
+        ledger.notes.append(
+            f"{len(blank)} lung masks have no pixel, the first is that of {blank[0]}; they are left out"
+        )
+    return {name: path for name, path in masks.items() if name not in blank}
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether no pixel of a mask is set; of one that cannot be read the conversion says so."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("L").getbbox() is None
+    except DAMAGED:
+        return False
+
+
 def _read_mask(path: Path, height: int, width: int) -> np.ndarray:
     try:
         with Image.open(path) as picture:
-            mask = np.asarray(picture.convert("L")) > 0
+            grey = np.asarray(picture.convert("L"))
+        # What else was drawn on the film, such as a device, is grey in some masks.
+        mask = grey > grey.max() / 2
     except DAMAGED as error:
         raise ValueError(f"{path.name} cannot be read ({error})") from None
     if mask.shape != (height, width):

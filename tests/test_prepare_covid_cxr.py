@@ -117,8 +117,30 @@ def test_lung_masks_lie_on_their_images(tmp_path):
     assert prepare(raw, tmp_path / "out", lung_masks=tmp_path / "masks", **OPTIONS).dropped["mask malformed"] == 1
 
 
+def test_lung_masks_as_v7_labs_ships_them(tmp_path):
+    """PNG files called like the images; other drawings are grey (127), and films without lungs have a black mask."""
+    raw, folder = make_covid(tmp_path / "raw"), tmp_path / "masks"
+    drawn = add_mask(folder, 3)
+    expected = drawn > 0
+    drawn[30:, 10:34] = 127
+    expected[30:, 10:34] = False
+    Image.fromarray(drawn).save(folder / "film 3.jpg", "PNG")
+    Image.fromarray(np.zeros_like(drawn)).save(folder / "film 5.jpg", "PNG")
+    summary = prepare(raw, tmp_path / "out", lung_masks=folder, **OPTIONS | {"size": 48})
+    table = load_studies(tmp_path / "out").table.set_index("image_id")
+    assert table.index[table["mask"] != ""].tolist() == ["film 3.jpg"]
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "out" / table.loc["film 3.jpg", "mask"])) > 0, expected
+    )
+    assert "1 lung masks have no pixel, the first is that of film 5.jpg; they are left out" in summary.notes
+
+
 def test_lung_masks_that_are_not_there(tmp_path, capsys):
     raw = make_covid(tmp_path / "raw")
+    (tmp_path / "other").mkdir()
+    Image.new("L", (48, 40), 255).save(tmp_path / "other/another film.png")
+    assert main(["--raw", str(raw), "--out", str(tmp_path / "out"), "--lung-masks", str(tmp_path / "other")]) == 2
+    assert f"--lung-masks {tmp_path / 'other'}: holds no file" in capsys.readouterr().err
     assert main(["--raw", str(raw), "--out", str(tmp_path / "out"), "--lung-masks", str(tmp_path / "masks")]) == 2
     assert "--lung-masks" in capsys.readouterr().err
 

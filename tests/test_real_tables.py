@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data_scripts import prepare_chexpert, prepare_nih, prepare_openi, prepare_rsna
+from data_scripts import prepare_chexpert, prepare_covid_cxr, prepare_nih, prepare_openi, prepare_rsna
 from data_scripts.ledger import Ledger
 from data_scripts.openi_reports import labels_from_terms, parse_report, remove_marks
 from data_scripts.preparation import read_table
@@ -207,6 +207,32 @@ def test_nih_is_prepared_from_its_tables(tables, tmp_path):
         assert [label for label in prepare_nih.NIH_LABELS if table.loc[name, "labels"][label] == 1] == sorted(
             own, key=prepare_nih.NIH_LABELS.index
         )
+
+
+def test_lung_masks_of_v7_labs(tables, tmp_path):
+    """They are PNG files called like the images, whatever those are; lungs are 255 there, other drawings 127."""
+    with zipfile.ZipFile(tables / "semantic_masks_v7labs_lungs.zip") as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / "semantic_masks_v7labs_lungs"
+    names = ("f6d980a0.jpg", "f64132c8.jpg", "case_76_1-3.png", "16745_2_2.PNG")  # two with grey, one plain, one black
+    images = tmp_path / "raw/images"
+    images.mkdir(parents=True)
+    columns = ("patientid", "finding", "view", "modality", "filename", "license")
+    rows = [(number, "No Finding", "PA", "X-ray", name, "") for number, name in enumerate(names)]
+    shares = {}
+    for name in names:
+        mask = np.asarray(Image.open(folder / name))
+        shares[name] = (mask == 255).mean()
+        Image.new("L", mask.shape[::-1], 99).save(images / name)
+    table = pd.DataFrame(rows, columns=columns)
+    table.to_csv(tmp_path / "raw/metadata.csv", index=False)
+    prepare_covid_cxr.prepare(tmp_path / "raw", tmp_path / "out", lung_masks=folder, workers=1, quiet=True)
+    for row in load_studies(tmp_path / "out").table.to_dict("records"):
+        if shares[row["image_id"]] == 0:
+            assert row["mask"] == ""
+        else:
+            stored = np.asarray(Image.open(tmp_path / "out" / row["mask"])) > 0
+            assert stored.mean() == pytest.approx(shares[row["image_id"]], abs=0.005)
 
 
 @pytest.mark.slow
