@@ -177,7 +177,8 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, *, quality: int
 
 def _read_picture(path: Path, longer_side: int | None) -> Radiograph:
     with Image.open(path) as picture:
-        if getattr(picture, "n_frames", 1) > 1:
+        # Telephones write JPEG with further pictures, such as previews, behind the first; Pillow calls it MPO.
+        if picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1:
             raise ImageError(f"has {picture.n_frames} frames, expected one")
         width, height = picture.size
         if picture.format == "JPEG" and picture.mode in ("L", "RGB"):
@@ -212,6 +213,9 @@ def _grey(picture: Image.Image) -> np.ndarray:
 
 def _read_dicom(path: Path) -> Radiograph:
     dataset = pydicom.dcmread(path, force=path.suffix.lower() in DICOM_SUFFIXES)
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        if name in dataset and dataset[name].is_empty:  # pydicom would calculate with it
+            del dataset[name]
     if "PixelData" not in dataset:
         raise ImageError("holds no pixel data (not a DICOM image, or cut off before its pixels)")
     frames = int(dataset.get("NumberOfFrames") or 1)

@@ -146,8 +146,11 @@ def checksum(path: Path) -> list[int]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name first, so that a kill leaves the whole file or none."""
+    """Write a text file under a temporary name first, so that a kill leaves the whole file or none.
+
+    What UTF-8 cannot hold, such as a file name in another encoding, is written as an escape.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

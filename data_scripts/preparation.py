@@ -6,12 +6,14 @@ notes in a :class:`data_scripts.ledger.Ledger` every source row that it leaves o
 dropped.
 """
 
+import csv
+import io
 import time
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,7 @@ def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = 
         begins on.
 
     Raises:
-        DatasetError: the file is missing, not such a csv file, lacks a column or has no rows.
+        DatasetError: the file is missing, damaged, not such a csv file, lacks a column or has no rows.
     """
     try:
         with warnings.catch_warnings():
@@ -153,6 +155,9 @@ def read_table(path: Path, columns: Sequence[str], *, optional: Sequence[str] = 
     table = table[(table[wanted] != "").any(axis=1)].reset_index(drop=True)
     if table.empty:
         raise DatasetError(f"{path}: has a header but no rows")
+    for column in wanted:
+        if (damaged := table["row"][table[column].str.contains("\0", regex=False)]).size:
+            raise _cut_off(path, damaged.iat[0])
     return table
 
 
@@ -160,7 +165,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     """Read the lines of a text file that are not blank, with their line numbers counted from 1.
 
     Raises:
-        DatasetError: the file is missing, not UTF-8, or has no line.
+        DatasetError: the file is missing, damaged, not UTF-8, or has no line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -170,6 +175,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         ) from None
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from None
+    if "\0" in text:
+        raise _cut_off(path, text[: text.index("\0")].count("\n") + 1)
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise DatasetError(f"{path}: is empty")
@@ -303,7 +310,15 @@ def is_phantom(folder: Path) -> bool:
     return (folder / PHANTOM_FILE).is_file()
 
 
+def _cut_off(path: Path, row: int) -> DatasetError:
+    """Return the error for a text file with zero bytes, as a copy that broke off leaves them."""
+    return DatasetError(f"{path}: row {row}: holds zero bytes, so it is damaged; copy or load it again")
+
+
 def _write_dropped(path: Path, drops: Sequence[Drop]) -> None:
-    columns = ["file", "row", "source", "reason", "detail", "faulty"]
-    table = pd.DataFrame([asdict(drop) for drop in drops], columns=columns)
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    stream = io.StringIO()
+    # Not by pandas: file names in another encoding are no text to it.
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Drop))
+    writer.writerows(astuple(drop) for drop in drops)
+    write_text(path, stream.getvalue())

@@ -118,7 +118,7 @@ def prepare(
         out=out,
         origin=Origin(
             name="chexpert",
-            version="v1.0-small" if "small" in root.name else "v1.0",
+            version="v1.0-small" if "small" in root.resolve().name else "v1.0",
             source="CheXpert, Stanford ML Group",
             licence="Stanford University School of Medicine CheXpert Dataset Research Use Agreement",
         ),

@@ -187,7 +187,12 @@ class _Files:
 
 def _find_files(root: Path) -> _Files:
     files = _Files()
-    for folder, folders, names in os.walk(root):
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link can lead back to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         for name in sorted(names):
             path = Path(folder, name)

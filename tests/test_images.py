@@ -52,6 +52,15 @@ def test_transparency_is_laid_on_black(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), [[150, 0]])  # .587 * 255 = 149.7
 
 
+def test_the_first_picture_of_a_telephone_is_read(tmp_path):
+    """Behind it, the file holds a preview."""
+    picture = Image.fromarray(SMOOTH)
+    picture.save(tmp_path / "image.jpg", "MPO", save_all=True, append_images=[picture.resize((8, 6))], quality=100)
+    with Image.open(tmp_path / "image.jpg") as stored:
+        assert stored.format == "MPO"
+    np.testing.assert_allclose(read_image(tmp_path / "image.jpg"), SMOOTH, atol=2)
+
+
 def test_colour_and_bilevel(tmp_path):
     Image.fromarray(np.array([[[30, 60, 90]]], dtype=np.uint8)).save(tmp_path / "rgb.png")
     np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), [[54]])  # 8.97 + 35.22 + 10.26
@@ -157,6 +166,12 @@ def test_overlay_in_unused_bits_is_cleared(tmp_path):
     values = np.array([[0, 255 | 0xF000, 510]], dtype=np.uint16)
     write_dicom(tmp_path / "image.dcm", values, BitsStored=12)
     np.testing.assert_allclose(read_image(tmp_path / "image.dcm"), [[0, 127.5, 255]], atol=1e-4)
+
+
+def test_blank_rescale_is_none(tmp_path):
+    values = np.array([[0, 2048, 4095]], dtype=np.uint16)
+    write_dicom(tmp_path / "blank.dcm", values, BitsStored=12, RescaleSlope=None, RescaleIntercept=None)
+    np.testing.assert_allclose(read_image(tmp_path / "blank.dcm"), values * (255 / 4095), atol=1e-3)
 
 
 def test_signed_values_with_rescale_and_window(tmp_path):

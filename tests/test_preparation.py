@@ -40,6 +40,16 @@ def test_lines_are_counted_from_one(tmp_path):
     assert read_lines(path) == [(2, "a"), (4, "b")]
 
 
+@pytest.mark.parametrize("text", ["image,note\na,b\nc,d\0\n", "image,note\na,b\n\0\0\0\0"])
+def test_zero_bytes_are_refused(tmp_path, text):
+    """A copy that broke off leaves them, and no path may hold one."""
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    for read in (read_lines, lambda path: read_table(path, ("image", "note"))):
+        with pytest.raises(DatasetError, match=r"list.csv: row 3: holds zero bytes"):
+            read(path)
+
+
 def test_only_the_mark_in_the_folder_itself_counts(tmp_path):
     (tmp_path / "release").mkdir()
     (tmp_path / "PHANTOM.json").write_text("{}")

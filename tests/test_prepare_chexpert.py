@@ -86,6 +86,12 @@ def test_the_release_is_found_below_the_named_folder(tmp_path, below):
     assert load_studies(tmp_path / "out").card.version == ("v1.0-small" if "small" in below else "v1.0")
 
 
+def test_the_version_is_known_from_within_the_release(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_chexpert(tmp_path / "CheXpert-v1.0-small"))
+    prepare(".", tmp_path / "out", **OPTIONS)
+    assert load_studies(tmp_path / "out").card.version == "v1.0-small"
+
+
 def test_release_in_batches(tmp_path):
     raw = make_chexpert(tmp_path / "raw")
     (raw / "CheXpert-v1.0 batch 1 (validate & csv)").mkdir()

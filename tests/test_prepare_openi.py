@@ -208,7 +208,14 @@ def from_kaggle(raw):
         shutil.move(path, target)
 
 
-@pytest.mark.parametrize("change", [unpacked_flat, packed, from_kaggle])
+def linked(raw):
+    """The images lie on another disk, and one link leads back."""
+    shutil.move(raw / IMAGES, raw.parent / "elsewhere")
+    (raw / IMAGES).symlink_to(raw.parent / "elsewhere")
+    (raw.parent / "elsewhere/back").symlink_to(raw)
+
+
+@pytest.mark.parametrize("change", [unpacked_flat, packed, from_kaggle, linked])
 def test_layouts(tmp_path, change):
     raw = make_openi(tmp_path / "raw")
     prepare(raw, tmp_path / "expected", **OPTIONS)

@@ -1,5 +1,6 @@
 """SIIM preparation: DICOM tree, run-length masks in the stored geometry, patients, restart, malformed input."""
 
+import os
 import shutil
 
 import numpy as np
@@ -150,6 +151,13 @@ def test_images_without_a_row_are_counted_but_no_fault(tmp_path):
     assert summary.by_design == {reason}
     dropped = pd.read_csv(tmp_path / "out/dropped.csv")
     assert dropped[["file", "row", "source"]].values.tolist() == [[TREE, 0, f"{TREE}/a/b/9.9.dcm"]]
+
+
+def test_a_file_name_in_another_encoding_is_listed(tmp_path):
+    raw = make_siim(tmp_path / "raw")
+    (image_path(raw, 0).parent / os.fsdecode(b"k\xf6pie.dcm")).write_bytes(b"")  # Latin-1
+    assert prepare(raw, tmp_path / "out", **OPTIONS).rows_out == 20
+    assert "k\\udcf6pie.dcm" in (tmp_path / "out/dropped.csv").read_text(encoding="utf-8")
 
 
 def test_a_lateral_view_and_its_mask_are_left_out(tmp_path):
