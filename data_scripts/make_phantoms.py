@@ -196,7 +196,7 @@ def _count(text: str) -> tuple[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code, 2 after a setting that cannot be used."""
+    """Command line; returns the exit code: 0 done, 2 a setting cannot be used, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m data_scripts.make_phantoms",
         description="Make synthetic chest radiographs with reports in the raw layouts of MIMIC-CXR-JPG, CheXpert, "
@@ -240,6 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PhantomError, OSError) as error:
         print(f"make_phantoms: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped; the same command makes what is not finished (the rest is in {options.out})", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -614,6 +614,21 @@ def test_a_folder_that_holds_something_else_is_refused(raw, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_interrupt_is_one_line_and_leaves_nothing_half_done(tmp_path, monkeypatch, capsys):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ["--out", str(tmp_path), "--datasets", "rsna", "--counts", "rsna=2", "--size", "64", "--workers", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("data_scripts.phantom.layouts.rsna.write", interrupt)
+        assert main(arguments) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("stopped; the same command")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "rsna").exists()
+    assert main(arguments) == 0
+
+
 @pytest.mark.parametrize("arguments", [["--counts", "mimic_cxr"], ["--counts", "mimic_cxr=many"], ["--profile", "x"]])
 def test_command_line_refuses_what_it_cannot_read(tmp_path, capsys, arguments):
     with pytest.raises(SystemExit) as exit_:

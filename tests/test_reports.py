@@ -74,6 +74,12 @@ SECTIONED = [
         "Clear lungs.",
         "Normal chest.",
     ),
+    (
+        "addendum with a title",
+        " IMPRESSION: Normal chest.\n\n                 FINAL ADDENDUM\n ADDENDUM:  Read again by ___.\n",
+        "",
+        "Normal chest.",
+    ),
     ("inline", " COMPARISON: None. FINDINGS: Clear lungs. IMPRESSION: Normal chest.", "Clear lungs.", "Normal chest."),
     (
         "list and time in text",

@@ -24,7 +24,7 @@ _LINE_HEADER = re.compile(
     r"^[ \t]*(?:(?P<capitals>[A-Z](?:[A-Z0-9 ,.()/&#'_+-]|(?<=\d):(?=\d)){1,90}):(?!\d)"
     rf"|(?P<known>(?i:{_KNOWN})) *:"
     rf"|(?P<alone>{_MAIN})[ \t.-]*$"
-    r"|(?P<body>(?:FINAL|PRELIMINARY|INTERIM) REPORT)[ \t:.]*$)",
+    r"|(?P<body>(?:FINAL|PRELIMINARY|INTERIM) (?:REPORT|ADDENDUM))[ \t:.]*$)",
     re.MULTILINE,
 )
 _INLINE_HEADER = re.compile(rf"(?<=[\s.])(?P<inline>{_KNOWN}):(?!\d)")

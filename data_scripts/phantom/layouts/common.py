@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import multiprocessing
+import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -189,8 +190,14 @@ def darkroom(workers: int) -> Iterator[Map]:
         with threadpool_limits(1):
             yield map
         return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=threadpool_limits, initargs=(1,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_begin_work) as pool:
         yield partial(pool.imap, chunksize=8)
+
+
+def _begin_work() -> None:
+    """Compute on one thread, and leave an interrupt to the process that waits for the films."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threadpool_limits(1)
 
 
 def write_films(folder: Path, films: Sequence[Film], *, develop: Map, name: str) -> list[WrittenFilm]:
