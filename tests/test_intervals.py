@@ -72,6 +72,21 @@ def test_bootstrap_of_groups_draws_whole_groups():
     assert ("b", 2) in seen
 
 
+@pytest.mark.parametrize("names", [[("p", 2), ("p", 10), ("q", 1)], [7, "7", ("p", 1)]], ids=["tuples", "mixed"])
+def test_a_group_may_have_any_hashable_name(names):
+    groups = [names[0], names[1], names[0], names[2]]
+    seen = []
+
+    def statistic(rows):
+        counts = np.bincount(rows, minlength=4)
+        assert counts[0] == counts[2]
+        seen.append(tuple(counts))
+        return 0.0
+
+    assert bootstrap_interval(statistic, 4, groups=groups, resamples=100).n == 3
+    assert {sum(counts) for counts in seen} == {3, 4, 5, 6}  # of three draws none to three are the pair
+
+
 def test_groups_widen_the_interval_of_repeated_measurements():
     one = np.random.default_rng(0).normal(size=40)
     repeated, groups = np.repeat(one, 9), np.repeat(np.arange(40), 9)
@@ -103,6 +118,9 @@ def test_undefined_resamples_are_left_out_and_seeds_repeat():
         (lambda: t_interval([1, 2], level=95), "between 0 and 1"),
         (lambda: bootstrap_interval(len, 0), "at least one case"),
         (lambda: bootstrap_interval(len, 3, groups=[1]), "1 group names for 3 cases"),
+        (lambda: bootstrap_interval(len, 3, groups=["a", None, "b"]), r"group name None \(case 1\) is missing"),
+        (lambda: bootstrap_interval(len, 2, groups=np.array([1.0, np.nan])), r"group name nan \(case 1\) is missing"),
+        (lambda: bootstrap_interval(len, 3, resamples=1), "resamples must be at least 2, found 1"),
         (lambda: bootstrap_interval(lambda rows: float("nan"), 3), "undefined on the cases"),
         (lambda: bootstrap_interval(lambda rows: 1 if (rows == [0, 1, 2]).all() else np.nan, 3), "resamples only"),
         (lambda: bootstrap_interval(len, 3, method="bca"), "not 'percentile' or 'normal'"),

@@ -141,19 +141,19 @@ def bootstrap_interval(
             cases. It may return NaN where a resample leaves it undefined (an AUROC without positives); such
             resamples are left out.
         size: Number of cases.
-        groups: ``size`` group names, for example patients. Whole groups are then drawn, since cases of one
-            patient are not independent. Without it every case is drawn alone.
+        groups: ``size`` group names, for example patients; a tuple is one name. Whole groups are then drawn, since
+            cases of one patient are not independent. Without it every case is drawn alone.
         method: ``"percentile"``: the quantiles of the resampled values. ``"normal"``: value on all cases
             plus and minus z standard deviations of the resampled values, for statistics that repeated cases
             inflate (purity, NMI).
-        resamples: Number of resamples.
+        resamples: Number of resamples, at least 2.
         seed: Seed of the resampling.
         level: Confidence level in (0, 1).
         bounds: Range that the statistic cannot leave; only ``"normal"`` needs it.
 
     Raises:
-        ValueError: there is no case, the group names do not fit, the statistic is undefined on all cases,
-            or it is undefined on more than half of the resamples.
+        ValueError: there is no case, there are too few resamples, the group names do not fit or one is missing (None
+            or NaN), the statistic is undefined on all cases, or it is undefined on more than half of the resamples.
 
     >>> values = np.arange(10.0)
     >>> interval = bootstrap_interval(lambda rows: values[rows].mean(), 10)
@@ -165,12 +165,11 @@ def bootstrap_interval(
         raise ValueError(f"bootstrap method {method!r} is not 'percentile' or 'normal'")
     if size < 1:
         raise ValueError("a bootstrap needs at least one case")
-    if groups is None:
-        units = np.arange(size)
-    elif len(groups) == size:
-        units = np.unique(np.asarray(groups), return_inverse=True)[1]
-    else:
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, found {resamples}")
+    if groups is not None and len(groups) != size:
         raise ValueError(f"{len(groups)} group names for {size} cases")
+    units = np.arange(size) if groups is None else _group_numbers(groups)
     estimate = float(statistic(np.arange(size)))
     if not math.isfinite(estimate):
         raise ValueError("the statistic is undefined on the cases as they are")
@@ -182,8 +181,7 @@ def bootstrap_interval(
     drawn = np.empty(resamples)
     for number in range(resamples):
         picked = rng.integers(n, size=n)
-        rows = picked if groups is None else np.concatenate([order[starts[u] : starts[u] + sizes[u]] for u in picked])
-        drawn[number] = statistic(rows)
+        drawn[number] = statistic(picked if groups is None else _members(picked, order, starts, sizes))
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < resamples / 2:
         raise ValueError(f"the statistic is defined on {len(drawn)} of {resamples} resamples only; use more cases")
@@ -193,6 +191,27 @@ def bootstrap_interval(
         half = stats.norm.ppf(0.5 + level / 2) * drawn.std(ddof=1)
         low, high = max(estimate - half, bounds[0]), min(estimate + half, bounds[1])
     return Interval(estimate, float(low), float(high), n)
+
+
+def _group_numbers(groups: Sequence[Hashable] | np.ndarray) -> np.ndarray:
+    """Number the groups in the order of their names, or of their appearance where names cannot be sorted."""
+    names = groups.tolist() if hasattr(groups, "tolist") else list(groups)
+    for row, name in enumerate(names):
+        if name is None or name != name:  # all cases without a name would pass for one patient
+            raise ValueError(f"group name {name!r} (case {row}) is missing; name every case, or leave such cases out")
+    try:
+        distinct = sorted(set(names))
+    except TypeError:
+        distinct = list(dict.fromkeys(names))
+    number_of = {name: number for number, name in enumerate(distinct)}
+    return np.array([number_of[name] for name in names])
+
+
+def _members(picked: np.ndarray, order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the cases of the picked groups, group after group; without a loop, since a test set has many patients."""
+    counts = sizes[picked]
+    firsts = np.cumsum(counts) - counts
+    return order[np.arange(counts.sum()) + np.repeat(starts[picked] - firsts, counts)]
 
 
 def _check_level(level: float) -> None:
