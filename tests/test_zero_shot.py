@@ -330,6 +330,23 @@ def test_pairs_are_measured_as_scikit_learn_measures_them():
     assert other.auroc == result.auroc  # the order of pairs does not depend on the temperature
 
 
+@pytest.mark.parametrize("kind", ["pairs", "exclusive"])
+def test_a_low_temperature_costs_no_auroc(kind):
+    """Most probabilities round to 1 then."""
+    direction, generator = torch.eye(4)[:1], torch.Generator().manual_seed(3)
+    image, noise = torch.randn(200, 4, generator=generator), torch.randn(200, generator=generator)
+    here = (image[:, 0] + noise > 0).numpy()
+    vectors = toy_vectors(kind, 1 if kind == "pairs" else 2, 4)
+    sides = (direction, -direction) if kind == "pairs" else (torch.cat([direction, -direction]), None)
+    vectors = dataclasses.replace(vectors, positive=sides[0], negative=sides[1])
+    targets = here[:, None].astype(np.float32) if kind == "pairs" else np.where(here, 0, 1)
+    result = zero_shot(image, vectors, targets, temperature=0.005, resamples=10)
+    assert (result.scores[:, 0] == 1).sum() > 50
+    expected = roc_auc_score(here, (image[:, 0].double() / image.double().norm(dim=1)).numpy())
+    assert result.per_class["class 0"].mean == pytest.approx(expected, abs=1e-12)
+    assert result.auroc.mean == pytest.approx(expected, abs=1e-12)
+
+
 def test_exclusive_classes_by_hand():
     vectors = dataclasses.replace(toy_vectors("exclusive", 3, 3), positive=torch.eye(3))
     image = torch.tensor([[3.0, 1, 0], [0, 2, 1], [0, 1, 2], [2, 1, 0], [0, 0, 1]])

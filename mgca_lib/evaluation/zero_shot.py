@@ -406,6 +406,14 @@ def zero_shot_scores(
     >>> zero_shot_scores(films, finding, absence, temperature=1.0).round(decimals=3).tolist()  # sigmoid(+-1)
     [[0.731], [0.269]]
     """
+    logits = _class_logits(image, positive, negative, temperature=temperature, standardize=standardize)
+    return logits.softmax(dim=1) if negative is None else logits.sigmoid()
+
+
+def _class_logits(
+    image: Tensor, positive: Tensor, negative: Tensor | None, *, temperature: float, standardize: str
+) -> Tensor:
+    """What `zero_shot_scores` takes the sigmoid of, or the softmax over the classes, with its checks."""
     parts = {"image": image, "positive": positive} | ({} if negative is None else {"negative": negative})
     for name, part in parts.items():
         if part.ndim != 2 or not len(part) or part.shape[1] != image.shape[-1]:
@@ -424,15 +432,22 @@ def zero_shot_scores(
     if negative is not None:
         if standardize != "none":
             raise ValueError("standardize='images' is for exclusive classes; pairs are compared with their negative")
-        return torch.sigmoid((cosine - unit["image"] @ unit["negative"].T) / temperature)
+        return (cosine - unit["image"] @ unit["negative"].T) / temperature
     if standardize == "none":
-        return (cosine / temperature).softmax(dim=1)
+        return cosine / temperature
     if len(image) < 2:
         raise ValueError("standardize='images' needs two films or more")
     spread = cosine.std(dim=0, correction=0)
     constant = spread < 1e-6  # what is left then is rounding, and dividing would make it a signal
     deviation = (cosine - cosine.mean(dim=0)).masked_fill(constant, 0.0)
-    return (deviation / spread.masked_fill(constant, 1.0)).softmax(dim=1)
+    return deviation / spread.masked_fill(constant, 1.0)
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Log-odds of each class against all others, from the logits ``(N, C)`` of a softmax."""
+    count = logits.shape[1]
+    itself = torch.eye(count, dtype=torch.bool)
+    return logits - logits[:, None, :].expand(-1, count, -1).masked_fill(itself, -math.inf).logsumexp(dim=2)
 
 
 def zero_shot(
@@ -465,14 +480,16 @@ def zero_shot(
     Warns:
         UserWarning: a class is left out for want of positive or negative films.
     """
-    scores = zero_shot_scores(
-        image, vectors.positive, vectors.negative, temperature=temperature, standardize=standardize
-    ).numpy()
+    logits = _class_logits(image, vectors.positive, vectors.negative, temperature=temperature, standardize=standardize)
+    exclusive = vectors.negative is None
+    scores = (logits.softmax(dim=1) if exclusive else logits.sigmoid()).numpy()
+    # At a low temperature the probabilities of all sure films round to 1, and ties would cost AUROC.
+    odds = (_log_odds(logits) if exclusive else logits).numpy()
     task = vectors.task
     targets = np.asarray(targets)
     truth = _one_column_a_class(targets, task, len(scores))
     binary = Task(task.name, "multilabel", task.classes, "auroc")
-    value, _, left_out = score(scores, truth, binary)
+    value, _, left_out = score(odds, truth, binary)
     if not math.isfinite(value):
         raise ValueError(f"{task.name}: no class has both positive and negative films")
     if left_out:
@@ -487,12 +504,12 @@ def zero_shot(
         accuracy = bootstrap_interval(lambda rows: right[rows].mean(), len(scores), **drawing)
         majority = float(truth.mean(axis=0).max())
     return ZeroShotResult(
-        auroc=bootstrap_interval(lambda rows: _macro_auroc(scores[rows], truth[rows], columns), len(scores), **drawing),
+        auroc=bootstrap_interval(lambda rows: _macro_auroc(odds[rows], truth[rows], columns), len(odds), **drawing),
         accuracy=accuracy,
         majority=majority,
         per_class={
             task.classes[column]: bootstrap_interval(
-                lambda rows, column=column: _macro_auroc(scores[rows], truth[rows], [column]), len(scores), **drawing
+                lambda rows, column=column: _macro_auroc(odds[rows], truth[rows], [column]), len(odds), **drawing
             )
             for column in columns
         },
