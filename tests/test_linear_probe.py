@@ -178,6 +178,28 @@ def test_fast_auroc_of_the_bootstrap_equals_scikit_learn_with_ties_and_unknowns(
     assert score(outputs, targets, TWO)[0] == pytest.approx(expected, abs=1e-12)
 
 
+def test_auroc_takes_no_numbers_for_truth():
+    with pytest.raises(ValueError, match="must be bool, such as labels == 1, found int64"):
+        module.rank_auroc(np.array([0.9, 0.4, 0.6, 0.1]), np.array([1, 1, 0, 0]))
+
+
+def test_features_are_copied_for_no_class_with_known_labels(monkeypatch):
+    """At full size each copy would take gigabytes, one for every class."""
+    fitted = []
+
+    class Watched(LogisticRegression):
+        def fit(self, features, target):
+            fitted.append(features)
+            return super().fit(features, target)
+
+    monkeypatch.setattr(module, "LogisticRegression", Watched)
+    x, y = np.random.default_rng(0).normal(size=(20, 3)), np.tile(np.float32([0, 1]), (20, 1))
+    y[:10] = 1 - y[:10]
+    assert len(list(module._fit_path(x, y, TWO))) == len(module.STRENGTHS)
+    assert len(fitted) == 2 * len(module.STRENGTHS)
+    assert all(np.shares_memory(part, x) for part in fitted)
+
+
 def test_all_labels_are_fitted_once_and_resampled():
     result = linear_probe(*splits(signal=0.7), task=TWO, fraction=1.0, seeds=[0, 1, 2], resamples=50)
     assert len(set(result.values)) == 1
