@@ -47,7 +47,9 @@ def test_dice_by_hand():
     assert scores.tolist() == [0.5, 0, 1, 0, 1]
     present = masks.any(axis=(1, 2))
     assert dice(scores, present) == pytest.approx(2.5 / 5)
-    assert dice(scores, present, rule="positive") == pytest.approx(1.5 / 3)
+    for flags in (present, present.astype(int)):
+        assert dice(scores, flags, rule="positive") == pytest.approx(1.5 / 3)
+        assert dice_interval(scores, flags, rule="positive", resamples=10).n == 3
     # batches of two: 0.25, 0.5, and the last image alone
     assert dice(scores, present, rule="upstream", batch_size=2) == pytest.approx((0.25 + 0.5 + 1) / 3)
     assert math.isnan(dice(scores, np.zeros(5, bool), rule="positive"))
@@ -215,5 +217,9 @@ def test_wrong_input_says_what_is_wrong(tmp_path):
         segmentation_probe(maps["train"], maps["valid"], maps["valid"], fraction=1.0, seeds=[])
     with pytest.raises(ValueError, match="must both be"):
         dice_scores(np.zeros((1, 2, 2), bool), np.zeros((1, 2, 3), bool))
+    with pytest.raises(ValueError, match=r"masks \(uint8\) must both be bool"):
+        dice_scores(np.ones((1, 2, 2), bool), np.full((1, 2, 2), 255, np.uint8))
+    with pytest.raises(ValueError, match="no image to choose a threshold by; 0 masks are not empty"):
+        choose_threshold(np.ones((2, 4, 4)), np.zeros((2, 4, 4), bool), rule="positive")
     with pytest.raises(ValueError, match="'all', 'positive' or 'upstream'"):
         dice(np.ones(2), np.ones(2, bool), rule="kind")

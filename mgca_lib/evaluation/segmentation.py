@@ -188,7 +188,7 @@ def dice_scores(predicted: np.ndarray, masks: np.ndarray) -> np.ndarray:
         ``(N,)`` float64 in [0, 1].
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or one of the two is not bool.
 
     >>> masks = np.array([[[1, 1, 0]], [[0, 0, 0]], [[0, 0, 0]]], bool)
     >>> dice_scores(np.array([[[0, 1, 0]], [[0, 0, 0]], [[0, 1, 0]]], bool), masks).round(3).tolist()
@@ -196,6 +196,10 @@ def dice_scores(predicted: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """
     if predicted.shape != masks.shape or predicted.ndim != 3:
         raise ValueError(f"predictions {predicted.shape} and masks {masks.shape} must both be (N, H, W)")
+    if predicted.dtype != bool or masks.dtype != bool:  # a mask of 0 and 255 would count each pixel 255 times
+        raise ValueError(
+            f"predictions ({predicted.dtype}) and masks ({masks.dtype}) must both be bool: compare with a threshold"
+        )
     shared = (predicted & masks).sum(axis=(1, 2))
     total = predicted.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))
     return np.divide(2 * shared, total, out=np.ones(len(masks)), where=total > 0)
@@ -219,7 +223,7 @@ def dice(scores: np.ndarray, present: np.ndarray, *, rule: Rule = "all", batch_s
     [0.5, 0.5, 0.375]
     """
     if rule == "positive":
-        scores = scores[present]
+        scores = scores[np.asarray(present, dtype=bool)]  # 0 and 1 would be taken for places
     elif rule == "upstream":
         scores = np.array([scores[start : start + batch_size].mean() for start in range(0, len(scores), batch_size)])
     elif rule != "all":
@@ -250,7 +254,9 @@ def dice_interval(
         ValueError: no image counts.
     """
     if rule == "positive":  # images that never count are no cases, and their patients are not behind the interval
-        scores, groups = scores[present], None if groups is None else np.asarray(groups)[present]
+        present = np.asarray(present, dtype=bool)
+        groups = None if groups is None else [group for group, own in zip(groups, present, strict=True) if own]
+        scores = scores[present]
         present = present[present]
     return bootstrap_interval(
         lambda rows: dice(scores[rows], present[rows], rule=rule),
@@ -273,8 +279,13 @@ def choose_threshold(probabilities: np.ndarray, masks: np.ndarray, *, rule: Rule
 
     Returns:
         One of `THRESHOLDS`; a pixel is positive where its probability is greater.
+
+    Raises:
+        ValueError: no image counts: there is none, or by rule ``"positive"`` every mask is empty.
     """
     present = masks.any(axis=(1, 2))
+    if not (present.any() if rule == "positive" else len(present)):
+        raise ValueError(f"rule {rule!r}: no image to choose a threshold by; {present.sum()} masks are not empty")
     values = [dice(dice_scores(probabilities > threshold, masks), present, rule=rule) for threshold in THRESHOLDS]
     best = np.flatnonzero(np.array(values) == np.nanmax(values))
     return min((THRESHOLDS[number] for number in best), key=lambda threshold: abs(threshold - 0.5))
