@@ -101,6 +101,13 @@ def test_k_beyond_n_is_always_a_hit():
     assert retrieval_recall(torch.eye(3), torch.eye(3), ks=(5,), resamples=5).image_to_report[5].mean == 1
 
 
+def test_chance_needs_a_text_for_each_candidate():
+    with pytest.raises(ValueError, match="50 texts for 100 candidates"):
+        chance_recall(100, texts=["normal"] * 50)
+    with pytest.raises(ValueError, match="at least one candidate, found 0"):
+        chance_recall(0)
+
+
 def test_interval_draws_groups_together():
     torch.manual_seed(2)
     image, report = torch.randn(40, 3), torch.randn(40, 3)

@@ -165,7 +165,7 @@ def cluster_agreement(
     measures, and percentiles of raised values would not surround the estimate.
 
     Args:
-        clusters: ``(N,)`` cluster numbers.
+        clusters: ``(N,)`` cluster numbers or names.
         labels: ``(N,)`` one label a study, see `dominant_finding`.
         groups: ``N`` names, for example patients, that are drawn together by the bootstrap.
         resamples: Number of bootstrap resamples.
@@ -179,7 +179,8 @@ def cluster_agreement(
     >>> result.measures["purity"].mean, result.measures["completeness"].mean < 1, result.clusters
     (1.0, True, 3)
     """
-    clusters, label_number = np.asarray(clusters), np.unique(np.asarray(labels), return_inverse=True)[1]
+    # Only which studies share one counts, so -1 for "none" is a cluster like any other.
+    clusters, label_number = (np.unique(np.asarray(part), return_inverse=True)[1] for part in (clusters, labels))
     if clusters.shape != label_number.shape or clusters.ndim != 1:
         raise ValueError(f"{clusters.shape} clusters for {label_number.shape} labels")
     measures = {

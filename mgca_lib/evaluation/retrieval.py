@@ -139,6 +139,9 @@ def chance_recall(
         texts: The ``n`` report texts; equal texts are correct for each other.
         ks: Cut-offs.
 
+    Raises:
+        ValueError: there is no candidate, a K is below 1, or ``texts`` has another length.
+
     >>> chance_recall(100)
     {1: 0.01, 5: 0.05, 10: 0.1}
     >>> chance_recall(4, texts=["normal", "normal", "edema", "nodule"], ks=(1,))  # (2/4 + 2/4 + 1/4 + 1/4) / 4
@@ -146,6 +149,10 @@ def chance_recall(
     """
     if any(k < 1 for k in ks):
         raise ValueError(f"recall at K needs K >= 1, found {tuple(ks)}")
+    if n < 1:
+        raise ValueError(f"a ranking needs at least one candidate, found {n}")
+    if texts is not None and len(texts) != n:
+        raise ValueError(f"{len(texts)} texts for {n} candidates")
     copies = Counter(Counter(texts).values()) if texts is not None else {1: n}
     chance = {}
     for k in ks:
