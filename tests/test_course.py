@@ -10,6 +10,7 @@ import nbformat
 import papermill
 import pytest
 
+from mgca_lib.course.__main__ import main
 from mgca_lib.course.execute import ExecutionError, execute, parse_value, remove_results
 from mgca_lib.course.pairing import PairError, check_pair, check_record, clean_outputs, pair, publish, read_source
 from mgca_lib.course.parameters import (
@@ -135,6 +136,7 @@ class TestParameters:
         [
             ("DATA_ROOT = ", "UNREAD = 1\nDATA_ROOT = ", "UNREAD is declared but no later cell reads it"),
             ("DATA_ROOT)", "0)", "DATA_ROOT is declared but no later cell reads it"),
+            ("object()", 'object(\nprint("a")', r"code cell 2, line 8 \(object\(\): '\(' was never closed"),
             ('# %% tags=["parameters"]', "# %%", "must be tagged 'parameters'"),
             ("# %%\nimport json", '# %% tags=["parameters"]\nimport json', "must be tagged 'parameters'"),
         ],
@@ -436,6 +438,13 @@ class TestSummary:
             paths[-1].write_text(json.dumps({"metadata": {"papermill": times}}))
         assert busy_seconds(paths) == 16
 
+    def test_a_killed_notebook_has_no_end_and_takes_no_time(self, tmp_path: Path) -> None:
+        killed = tmp_path / "a.ipynb"
+        killed.write_text(
+            json.dumps({"metadata": {"papermill": {"start_time": "2026-01-01T00:00:00", "end_time": None}}})
+        )
+        assert busy_seconds([killed]) == 0
+
 
 def test_cleaning_spares_what_took_long(tmp_path: Path) -> None:
     for top in ("data", "outputs"):
@@ -476,6 +485,46 @@ class TestCommands:
         done = self.command("execute", "notebooks/99_none.py", where=project)
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)
         assert "notebooks/99_none.py: no such file" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "problem"),
+        [
+            (["execute", "notebooks/broken.py"], "broken.py: code cell 2, line 8 (object(): '(' was never closed"),
+            (["execute", "notebooks/page.ipynb"], "page.ipynb: notebooks are executed from their source, page.py"),
+            (["execute", "notebooks/03_example.py", "--output-dir", "Snakefile/a"], "Snakefile"),
+            (["run", "--seeds", "42", "43"], "--seeds 42 43: give each further seed once, and not that of --seed, 42"),
+            (["run", "--seeds", "43", "43"], "--seeds 43 43: give each further seed once"),
+            (["summarise", "--outputs", "outputs/demo", "--seeds", "9"], "seed-9: no finished notebook to summarise"),
+        ],
+    )
+    def test_mistakes_get_one_line(
+        self,
+        project: Path,
+        arguments: list[str],
+        problem: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
+    ) -> None:
+        (project / "notebooks/broken.py").write_text(NOTEBOOK.replace("object()", "object("), encoding="utf-8")
+        (project / "notebooks/page.ipynb").touch()
+        self.finish(project, "outputs/demo/03_example")
+        monkeypatch.chdir(project)
+        assert main(arguments) == 1
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert problem in lines[0]
+        assert not (project / "outputs/demo/seeds.json").exists()
+
+    def test_an_interrupted_command_says_so(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.chdir(project)
+        monkeypatch.setattr("subprocess.run", interrupt)
+        assert main(["run"]) == 130
+        assert "interrupted" in capsys.readouterr().err
 
     def test_table_after_a_run_in_jupyter(self, project: Path) -> None:
         """There are numbers then, and no executed copy to take the time from."""

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgca_lib.config import PROFILES
-from mgca_lib.course.execute import ExecutionError, execute, free_cores, parse_value, remove_results
-from mgca_lib.course.pairing import PairError, check_pair, check_record, pair, publish, read_source
-from mgca_lib.course.parameters import ParameterError, check_notebook
+from mgca_lib.course.execute import ExecutionError, declared_by, execute, free_cores, parse_value, remove_results
+from mgca_lib.course.pairing import PairError, check_pair, check_record, pair, publish
+from mgca_lib.course.parameters import ParameterError
 from mgca_lib.course.pictures import PictureError, publish_pictures
 from mgca_lib.course.summary import (
     METRICS_FILE,
@@ -79,9 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return _COMMANDS[options.command](options, project_root())
-    except (ExecutionError, PairError, ParameterError, PictureError, RestrictedDataError) as error:
+    except (ExecutionError, PairError, ParameterError, PictureError, RestrictedDataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is finished is kept", file=sys.stderr)
+        return 130
 
 
 def project_root() -> Path:
@@ -103,6 +106,11 @@ def notebooks(root: Path) -> list[Path]:
 
 
 def _run(options: argparse.Namespace, root: Path) -> int:
+    if options.seed in options.seeds or len(set(options.seeds)) < len(options.seeds):
+        raise ExecutionError(
+            f"--seeds {' '.join(map(str, options.seeds))}: give each further seed once, and not that of --seed, "
+            f"{options.seed}, which runs anyway"
+        )
     started = time.perf_counter()
     targets = ["course", *(["seeds"] if options.seeds else [])]
     first = [f"outputs/{options.profile}/{name}/metrics.json" for name in LONGEST]
@@ -152,7 +160,9 @@ def _execute(options: argparse.Namespace, root: Path) -> int:
     source = options.notebook.resolve()
     if not source.is_file():
         raise ExecutionError(f"{options.notebook}: no such file; the notebooks are in {root / 'notebooks'}")
-    declared = check_notebook(read_source(source))
+    if source.suffix == ".ipynb":
+        raise ExecutionError(f"{options.notebook}: notebooks are executed from their source, {source.stem}.py")
+    declared = declared_by(source)
     parameters = {"PROFILE": options.profile, "SEED": options.seed, "DATA_ROOT": options.data_root}
     parameters |= {name: parse_value(text, declared.get(name)) for name, text in options.p}
     folder = root / (options.output_dir or Path("outputs", options.profile, source.stem))
@@ -177,6 +187,8 @@ def _summarise(options: argparse.Namespace, root: Path) -> int:
     outputs = root / options.outputs
     further = [outputs / f"seed-{seed}" for seed in options.seeds]
     names = [path.parent.name for path in sorted(further[0].glob("*/metrics.json"))]
+    if not names:
+        raise ExecutionError(f"{further[0]}: no finished notebook to summarise; run the course with these seeds first")
     for folder in (outputs, *further):
         if missing := [name for name in names if not (folder / name / METRICS_FILE).is_file()]:
             raise ExecutionError(f"{folder / missing[0]}: not finished, so it cannot be summarised")

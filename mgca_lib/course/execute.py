@@ -44,8 +44,9 @@ def execute(notebook: Path, output_dir: Path, parameters: Mapping[str, Any], *, 
     """
     content = read_source(notebook)
     given = {**parameters, "OUTPUT_DIR": output_dir.as_posix()}
+    declared = declared_by(notebook)
     try:
-        check_given(check_notebook(content), given)
+        check_given(declared, given)
     except ParameterError as error:
         raise ParameterError(f"{notebook.name}: {error}") from None
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,18 @@ def execute(notebook: Path, output_dir: Path, parameters: Mapping[str, Any], *, 
     if not metrics.is_file():
         raise ExecutionError(f"{notebook.name}: no {metrics}; one cell must call run.finish()")
     return time.perf_counter() - started
+
+
+def declared_by(notebook: Path) -> dict[str, Any]:
+    """Return names and defaults of a notebook's parameters, from its ``.py`` file.
+
+    Raises:
+        ParameterError: as `mgca_lib.course.parameters.check_notebook`; the message names the file.
+    """
+    try:
+        return check_notebook(read_source(notebook))
+    except ParameterError as error:
+        raise ParameterError(f"{notebook.name}: {error}") from None
 
 
 def parse_value(text: str, default: Any) -> Any:

@@ -99,14 +99,14 @@ def check_notebook(notebook: NotebookNode) -> dict[str, Any]:
 
     Raises:
         ParameterError: there is not exactly one parameters cell, it breaks the rules of
-            :func:`declared_parameters`, or a later cell never reads a declared name.
+            :func:`declared_parameters`, a later cell never reads a declared name, or a cell is not valid Python.
     """
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     tagged = [index for index, cell in enumerate(code) if TAG in cell.metadata.get("tags", [])]
     if tagged != [0]:
         raise ParameterError(f"exactly the first code cell must be tagged {TAG!r}; tagged are code cells {tagged}")
     declared = declared_parameters(code[0].source)
-    read = set().union(*(_names_read(cell.source) for cell in code[1:]))
+    read = set().union(*(_names_read(cell.source, number) for number, cell in enumerate(code[1:], start=2)))
     for name in declared:
         if name not in read:
             raise ParameterError(f"parameter {name} is declared but no later cell reads it")
@@ -146,8 +146,13 @@ def _literal(value: ast.expr) -> Any:
         return float(ast.unparse(value)[7:-2])  # papermill writes infinities and NaN as float('inf')
 
 
-def _names_read(source: str) -> set[str]:
+def _names_read(source: str, number: int) -> set[str]:
     from IPython.core.inputtransformer2 import TransformerManager
 
-    tree = ast.parse(TransformerManager().transform_cell(source))
+    try:
+        tree = ast.parse(TransformerManager().transform_cell(source))
+    except SyntaxError as error:
+        lines = source.splitlines()
+        where = lines[error.lineno - 1].strip() if error.lineno and error.lineno <= len(lines) else ""
+        raise ParameterError(f"code cell {number}, line {error.lineno} ({where}): {error.msg}") from None
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

@@ -128,12 +128,14 @@ def busy_seconds(notebooks: Sequence[Path]) -> float:
     """Return the time in which at least one of the executed notebooks ran, from papermill's own clock.
 
     Args:
-        notebooks: Executed ``.ipynb`` files. Notebooks that ran side by side count once.
+        notebooks: Executed ``.ipynb`` files. Notebooks that ran side by side count once, those that were killed, and
+            therefore have no end, not at all.
     """
     spans = []
     for path in notebooks:
         record = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
-        spans.append((datetime.fromisoformat(record["start_time"]), datetime.fromisoformat(record["end_time"])))
+        if record["end_time"]:
+            spans.append((datetime.fromisoformat(record["start_time"]), datetime.fromisoformat(record["end_time"])))
     total, reached = 0.0, None
     for start, end in sorted(spans):
         begin = start if reached is None else max(start, reached)
