@@ -427,6 +427,9 @@ def test_colours_have_one_meaning_and_can_be_told_apart():
         (lambda: figures.image_grid([np.zeros((1, 4, 4))]), "grey image"),
         (lambda: figures.image_grid([np.full((4, 4), -1.0)]), "to_display"),
         (lambda: figures.image_with_masks(FILM, [MASK[:5]], ["edema"]), "mask of shape"),
+        (lambda: figures.image_grid([]), "nothing to draw"),
+        (lambda: figures.localisation_cases([]), "nothing to draw"),
+        (lambda: figures.word_heat_maps(FILM, [FILM], ["left", "effusion"]), "1 maps and 2 masks for 2 words"),
     ],
 )
 def test_bad_input_is_refused(call, message):

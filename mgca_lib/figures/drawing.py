@@ -23,7 +23,13 @@ def new_axes(rows: int, columns: int, *, width: float, height: float) -> tuple[F
 
 
 def balanced(count: int, columns: int) -> tuple[int, int]:
-    """Rows and columns for so many panels, without a lonely panel in the last row."""
+    """Rows and columns for so many panels, without a lonely panel in the last row.
+
+    Raises:
+        ValueError: there is no panel.
+    """
+    if count < 1:
+        raise ValueError("nothing to draw: give at least one image or matrix")
     rows = math.ceil(count / max(1, columns))
     return rows, math.ceil(count / rows)
 

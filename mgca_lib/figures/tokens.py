@@ -103,9 +103,14 @@ def word_heat_maps(
         outline_label: What the outlines are.
         quoted: Whether the panels' titles stand in quotation marks, as words of a report do.
         title: Title of the figure.
+
+    Raises:
+        ValueError: maps, words or masks are not equally many.
     """
     film = as_film(image)
     masks = masks if masks is not None else [None] * len(words)
+    if not len(maps) == len(words) == len(masks):
+        raise ValueError(f"{len(maps)} maps and {len(masks)} masks for {len(words)} words")
     relative = [times_mean(one) for one in maps]
     top = max([2.0, *(float(one.max()) for one in relative)])
     count = len(words) + 1
