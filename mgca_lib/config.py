@@ -51,7 +51,7 @@ def _is_finite(value: Any) -> bool:
 
 LATER: Mapping[str, Any] = MappingProxyType(
     {"chunk_size": 0, "stem_width": 0, "local_stride": 16, "word_window": 0, "mlm_epochs": 0, "text_rate_factor": 1.0}
-    | {"separator_word": False}
+    | {"separator_word": False, "skip_denied_words": False}
 )
 """Settings that older checkpoints and runs do not name, with what was done then."""
 

@@ -218,6 +218,25 @@ def test_from_dict_refuses_what_to_dict_did_not_write():
         Config.from_dict({**content, "training": {**content["training"], "epochs": 0}})
 
 
+# What the first checkpoints name. Whoever adds a setting says in LATER what was done before there was one.
+FIRST = """
+backbone backbone_weights backbone_channels stored_size image_size upsample_to text_model text_layers text_width
+text_heads text_dropout text_vocabulary max_pieces hidden_dim joint_dim instance_weight token_weight prototype_weight
+instance_temperature token_temperature prototype_temperature num_prototypes sinkhorn_epsilon sinkhorn_iterations
+queue_size freeze_prototypes_epochs gather token_form local_groups mask_same_text upstream shifted_word_weights
+lost_last_word padded_batchnorm padded_softmax unnormalized_context epochs batch_size accumulation sync_batchnorm
+learning_rate weight_decay warmup_fraction clip_norm patience precision workers keep_images checkpoint_steps
+max_train_pairs
+"""
+
+
+def test_the_first_checkpoints_can_still_be_read():
+    assert {name for _, name in SETTINGS} - set(FIRST.split()) == set(LATER)
+    content = load_profile("smoke").to_dict()
+    first = {part: {key: value for key, value in content[part].items() if key in FIRST.split()} for part in PARTS}
+    assert Config.from_dict({**content, **first}) == load_profile("smoke")
+
+
 def test_paper_profile_is_the_published_recipe():
     """Values of facts about the published repository, typed here a second time."""
     paper = load_profile("paper")
