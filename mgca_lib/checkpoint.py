@@ -95,10 +95,18 @@ def _replace(folder: Path, part: Path) -> None:
     # leaves the whole old checkpoint under ".old", where load looks as well.
     old = folder.with_name(folder.name + ".old")
     if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _discard(old)
         os.replace(folder, old)
     os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder, or the link to one that lies elsewhere."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:

@@ -161,6 +161,17 @@ class Killed(BaseException):
     """Stands for the kill signal: nothing after it runs."""
 
 
+def test_a_link_to_a_checkpoint_is_replaced_like_one(tmp_path, tokenizer):
+    """Somebody has moved it to a larger disk; what lies there stays."""
+    save(tmp_path / "disk/last", tokenizer, seed=1)
+    (tmp_path / "last").symlink_to(tmp_path / "disk/last")
+    for seed in (2, 3):
+        save(tmp_path / "last", tokenizer, seed=seed)
+        assert weights_equal(load_checkpoint(tmp_path / "last")[0], model_of(tokenizer, seed=seed))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "last"]
+    assert weights_equal(load_checkpoint(tmp_path / "disk/last")[0], model_of(tokenizer, seed=1))
+
+
 def die_at_call(monkeypatch, name, number, owner=None):
     """Let the function ``name`` die instead of its ``number``-th call."""
     owner = owner or module
