@@ -87,7 +87,7 @@ class Run:
                 f"PROFILE = {self.profile!r} first, or prepare your own data there (README, section The data)"
             )
         studies = load_studies(folder)
-        if studies.card.restricted and not _ignored_by_git(self.output_dir, self.root):
+        if studies.card.restricted and seen_by_git(self.output_dir):
             raise RunError(
                 f"OUTPUT_DIR = {str(self.output_dir)!r}: dataset {name!r} is restricted, so its outputs must lie in a "
                 "folder that git ignores, such as outputs/"
@@ -304,14 +304,20 @@ def git_commit(root: Path) -> str:
         return ""
 
 
-def _ignored_by_git(folder: Path, root: Path) -> bool:
-    if not any((parent / ".git").exists() for parent in (root, *root.parents)):
-        return True  # no repository that the outputs could get into
+def seen_by_git(folder: Path) -> bool:
+    """Whether what lies in a folder can get into a git repository: it is in one that does not ignore it.
+
+    Links are followed, since git keeps a link and nothing behind it. Where git cannot say, the answer is yes.
+    """
+    folder = folder.resolve()
+    repository = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
+    if repository is None:
+        return False
     try:
-        command = ["git", "-C", str(root), "check-ignore", "-q", str(folder)]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        command = ["git", "-C", str(repository), "check-ignore", "-q", str(folder)]
+        return subprocess.run(command, capture_output=True, check=False).returncode != 0
     except OSError:
-        return False  # without git nobody can say
+        return True
 
 
 def _peak_memory() -> int:

@@ -135,6 +135,18 @@ def test_restricted_data_when_git_cannot_answer(git_project, monkeypatch):
         run.studies("mimic_cxr")
 
 
+def test_restricted_data_may_lie_where_a_link_leads_or_outside(git_project, tmp_path):
+    """Large disks are linked to, or named; git keeps a link and nothing behind it."""
+    tiny_studies(git_project / "data/smoke/prepared/mimic_cxr", restricted=True, train=2, valid=2, test=2)
+    (tmp_path / "disk").mkdir()
+    (git_project / "linked").symlink_to(tmp_path / "disk")
+    for output_dir in ("linked/figures", str(tmp_path / "disk/other")):
+        assert len(start(output_dir=output_dir).studies("mimic_cxr")) == 6
+    (tmp_path / "away").symlink_to(git_project / "figures")
+    with pytest.raises(RunError, match="restricted"):
+        start(output_dir=str(tmp_path / "away/there")).studies("mimic_cxr")
+
+
 def test_restricted_data_without_a_repository(project):
     tiny_studies(project / "data/smoke/prepared/mimic_cxr", restricted=True, train=2, valid=2, test=2)
     assert len(start(output_dir="figures").studies("mimic_cxr")) == 6
