@@ -34,14 +34,14 @@ from mgca_lib.alignment.distributed import gather
 from mgca_lib.batch_norm import synchronise_batch_norm
 from mgca_lib.checkpoint import CheckpointError, find_checkpoint, rebuild
 from mgca_lib.config import AlignmentConfig, Config, ConfigError, ModelConfig, TrainingConfig, load_profile
-from mgca_lib.data.pairs import EpochBatches, PairBatch, PairImages, RunBatches, report_texts
+from mgca_lib.data.pairs import EpochBatches, PairBatch, PairImages, RunBatches, paired_texts
 from mgca_lib.data.studies import DatasetError, Studies, load_studies
 from mgca_lib.data.tokenization import TokenizerError, load_tokenizer, train_tokenizer
 from mgca_lib.data.transforms import ImageTransform
 from mgca_lib.encoders import EncoderError, Tokens
-from mgca_lib.masked_language import train_masked_language
+from mgca_lib.masked_language import Reading, train_masked_language
 from mgca_lib.model import MGCA, Losses, build_model
-from mgca_lib.run import progress, training_precision
+from mgca_lib.run import progress, seen_by_git, training_precision
 from mgca_lib.training_state import (
     MLM_FILE,
     PARTS,
@@ -85,18 +85,24 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         Where the checkpoints lie, and the history.
 
     Raises:
-        PretrainError: ``out`` holds another run or cannot be written, the split is too small, or the loss or a weight
-            is not a finite number.
-        ConfigError: the seed is negative, or ``chunk_size`` is set for a backbone with BatchNorm.
+        PretrainError: ``out`` holds another run or cannot be written, the data are restricted and git sees
+            ``out``, the split is too small, or the loss or a weight is not a finite number.
+        ConfigError: the seed is negative or has more than 64 bits, or ``chunk_size`` is set for a backbone with
+            BatchNorm.
         CheckpointError: a part of ``last/`` or ``reading/`` is missing or damaged, or a checkpoint cannot be written.
         DatasetError: the dataset has no reports or no ``valid`` split, or an image cannot be read. The run then stops
             rather than skips, since without that pair every later batch would be another.
         EncoderError, TokenizerError: published weights are wanted and cannot be had, or ``mlm_epochs`` with a model
             other than BERT.
     """
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}: use a whole number from 0 on")
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"seed is {seed}: use a whole number from 0 to {2**64 - 1}")
     out = Path(out)
+    if studies.card.restricted and seen_by_git(out):
+        raise PretrainError(
+            f"{out}: {studies.card.name!r} is restricted, so its outputs must lie in a folder that git ignores, such "
+            "as runs/ or outputs/"
+        )
     if torch.cuda.is_available():
         # Its backward pass may give NaN where a mask is passed, as reports do (pytorch issue 196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -161,8 +167,9 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
     epoch, done_in_epoch = divmod(state.step, steps_per_epoch)
     start = replace(start, epoch=epoch, first=done_in_epoch * training.accumulation)
     left = RunBatches(start, epochs=training.epochs, per_epoch=steps_per_epoch * training.accumulation)
-    batches = iter(_loader(train_pairs, left, config))
-    while state.step < total_steps and not _stopped_early(state, training.patience):
+    # Loader processes start here, and a run that died just before its end needs none.
+    batches = iter(_loader(train_pairs, left, config) if _goes_on(state, total_steps, training.patience) else ())
+    while _goes_on(state, total_steps, training.patience):
         epoch, done_in_epoch = divmod(state.step, steps_per_epoch)
         for _ in range(done_in_epoch, steps_per_epoch):
             started = time.perf_counter()
@@ -172,7 +179,7 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             # Seeding each step by its number, not once, is what makes a resumed run draw the same dropout.
             torch.manual_seed(_step_seed(seed, state.step, accelerator.process_index))
             losses = _optimiser_step(wrapped, optimizer, batches, config, accelerator, frozen=_frozen(config, epoch))
-            _check_finite(losses, state.step, out)
+            _check_finite(losses, f"step {state.step}", out)
             state.step += 1
             state.steps_summed += 1
             for name, value in losses.items():
@@ -181,11 +188,11 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
             _report_step(bar, log, losses, rate, state, config, accelerator)
             if state.step % training.checkpoint_steps == 0 and state.step % steps_per_epoch:
                 log.flush()
-                _check_weights(model, state.step, out)
+                _check_weights(model, f"step {state.step}", out)
                 keeper.save_last(state)
 
         measured = evaluate(wrapped, valid_loader, accelerator)
-        _check_finite({name: measured[name] for name in PARTS}, state.step, out)
+        _check_finite({name: measured[name] for name in PARTS}, f"step {state.step}", out)
         _close_epoch(state, epoch, rate, measured, config, accelerator)
         log.add({f"epoch/{name}": value for name, value in state.history[-1].items()}, state.step)
         log.flush()
@@ -316,7 +323,7 @@ def _tokenizer(config: Config, train: Studies) -> PreTrainedTokenizerBase:
     if config.model.text_model:
         return load_tokenizer(config.model.text_model)
     # Sorted, so that neither the order of the table nor repeated reports change the vocabulary.
-    return train_tokenizer(sorted(set(report_texts(train))), vocabulary=config.model.text_vocabulary)
+    return train_tokenizer(sorted(set(paired_texts(train))), vocabulary=config.model.text_vocabulary)
 
 
 def _learn_to_read(
@@ -331,6 +338,7 @@ def _learn_to_read(
     resume: bool,
 ) -> tuple[MGCA, PreTrainedTokenizerBase]:
     """A model whose report encoder has filled in masked words, at the run's own rate and batch size."""
+    texts = [paired_texts(studies) for studies in (train, valid)]
     found = find_checkpoint(out / READING_FOLDER) if resume else None
     begin = None
     if found is None:
@@ -341,11 +349,17 @@ def _learn_to_read(
         begin = load_reading(found, model)
     _check_all_there(-1 - (len(begin.history) if begin else 0), out, accelerator)
     model.to(accelerator.device)
+
+    def keep(reading: Reading) -> None:
+        newest = reading.history[-1]
+        losses = {f"{side} masked-word": newest[side] for side in ("train", "valid")}
+        _check_finite(losses, f"pass {newest['epoch']} over the reports", out)
+        save_reading(out, model, tokenizer, reading, identity, accelerator)
+
     learned = train_masked_language(
         model.report_encoder,
         tokenizer,
-        report_texts(train),
-        report_texts(valid),
+        *texts,
         epochs=config.training.mlm_epochs,
         batch_size=config.training.batch_size * accelerator.num_processes,
         learning_rate=config.training.learning_rate,
@@ -353,7 +367,7 @@ def _learn_to_read(
         seed=seed,
         accelerator=accelerator,
         begin=begin,
-        keep=lambda reading: save_reading(out, model, tokenizer, reading, identity, accelerator),
+        keep=keep,
     )
     if accelerator.is_main_process:
         write_json(out / MLM_FILE, learned)
@@ -424,25 +438,25 @@ def _step_seed(seed: int, step: int, process: int) -> int:
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
 
 
-def _stopped_early(state: Progress, patience: int) -> bool:
-    return bool(patience) and state.epochs_without_gain >= patience
+def _goes_on(state: Progress, total_steps: int, patience: int) -> bool:
+    return state.step < total_steps and not (patience and state.epochs_without_gain >= patience)
 
 
-def _check_finite(losses: dict[str, float], step: int, out: Path) -> None:
+def _check_finite(losses: dict[str, float], when: str, out: Path) -> None:
     for name, value in losses.items():
         if not math.isfinite(value):
-            raise _diverged(step, f"the {name} loss is {value}", out)
+            raise _diverged(when, f"the {name} loss is {value}", out)
 
 
-def _check_weights(model: nn.Module, step: int, out: Path) -> None:
+def _check_weights(model: nn.Module, when: str, out: Path) -> None:
     """Raise where the last update ruined a weight, which the loss shows a step later: too late for the checkpoint."""
     if not torch.stack([weight.isfinite().all() for weight in model.parameters()]).all():
-        raise _diverged(step, "a weight is no finite number any more", out)
+        raise _diverged(when, "a weight is no finite number any more", out)
 
 
-def _diverged(step: int, problem: str, out: Path) -> PretrainError:
+def _diverged(when: str, problem: str, out: Path) -> PretrainError:
     return PretrainError(
-        f"step {step}: {problem}. The checkpoints in {out} are from before; lower learning_rate, or set clip_norm, and "
+        f"{when}: {problem}. The checkpoints in {out} are from before; lower learning_rate, or set clip_norm, and "
         "train anew"
     )
 
@@ -516,6 +530,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             description="Pretrain MGCA on a prepared dataset of image-report pairs.",
         )
         parser.set_defaults(**asdict(profile.model), **asdict(profile.alignment), **asdict(profile.training))
+        for action in parser._actions:  # or a list that a profile has could not be emptied
+            action.nargs = "*" if action.nargs == "+" else action.nargs
         options, model, alignment, training, unknown = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True
         )

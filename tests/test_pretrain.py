@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import CARD, tiny_config, tiny_studies, tiny_table
+from helpers import CARD, tiny_config, tiny_studies, tiny_table, with_cell
 from run_helpers import assert_same_run, command_words, die_at, in_child, timeless
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,7 +32,7 @@ from mgca_lib.encoders import EncoderError, Tokens
 from mgca_lib.masked_language import train_masked_language
 from mgca_lib.model import build_model
 from mgca_lib.pretrain import PretrainError, learning_rate_at, main, pretrain, retrieval_accuracy
-from mgca_lib.training_state import run_identity
+from mgca_lib.training_state import Keeper, Pretraining, run_identity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -281,9 +281,10 @@ def test_fewer_pairs_by_setting(studies, tmp_path, monkeypatch):
     assert {len(ids) for ids in seen if ids[0].startswith("valid")} == {8}
 
 
-def test_a_negative_seed_is_refused_before_anything_is_built(studies, tmp_path):
-    with pytest.raises(ConfigError, match="seed is -1: use a whole number from 0 on"):
-        pretrain(tiny_config(), studies, tmp_path / "run", seed=-1)
+def test_a_seed_out_of_range_is_refused_before_anything_is_built(studies, tmp_path):
+    for seed in (-1, 2**64):  # torch's generator has 64 bits
+        with pytest.raises(ConfigError, match=f"seed is {seed}: use a whole number from 0 to {2**64 - 1}"):
+            pretrain(tiny_config(), studies, tmp_path / "run", seed=seed)
     assert not (tmp_path / "run").exists()
 
 
@@ -497,6 +498,34 @@ def test_too_few_pairs_are_noticed_before_any_pass(small, tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_missing_report_is_noticed_before_any_pass(small, tmp_path, split):
+    part = small.split(split)
+    row = int(np.flatnonzero(small.table["image_id"] == part.table["image_id"].iat[1])[0])
+    with pytest.raises(DatasetError, match=rf"image '{split}001' \(row 1\) has no report to pair it with"):
+        pretrain(tiny_config(**MLM), with_cell(small, row, "sentences", ["", ""]), tmp_path / "run", seed=3)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("side", ["train", "valid"])
+def test_a_pass_over_the_reports_that_ends_in_no_number(small, tmp_path, monkeypatch, side):
+    """The pass before it stays what the run would go on from."""
+    original = module.train_masked_language
+
+    def poisoned(*arguments, keep, **more):
+        def spoil(reading):
+            newest = reading.history[-1]
+            spoilt = newest | ({side: float("nan")} if newest["epoch"] == 2 else {})
+            keep(replace(reading, history=[*reading.history[:-1], spoilt]))
+
+        return original(*arguments, keep=spoil, **more)
+
+    monkeypatch.setattr(module, "train_masked_language", poisoned)
+    with pytest.raises(PretrainError, match=rf"^pass 2 over the reports: the {side} masked-word loss is nan\. "):
+        pretrain(tiny_config(**MLM), small, tmp_path / "run", seed=3)
+    assert len(json.loads((tmp_path / "run/reading/state.json").read_text())["history"]) == 1
+
+
 def test_a_name_of_upstream_that_meant_less_is_another_run(small, tmp_path):
     identity = run_identity(tiny_config(upstream="vit"), small, 3, 1)
     assert identity["switches"]["separator_word"] is True
@@ -621,6 +650,27 @@ def test_a_finished_run_is_returned_untouched(small, undisturbed):
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in out.rglob("*")} == before
 
 
+@pytest.mark.parametrize("totals", [[3.0, 2.0], [3.0, 4.0]], ids=["all epochs", "early stop"])
+def test_a_run_that_died_before_its_mark_reads_nothing_more(small, tmp_path, monkeypatch, totals):
+    """All its steps are done, or patience is at an end: no loader, and so no process of one, is started again."""
+    config = tiny_config(epochs=2 + (totals[1] > totals[0]), patience=1, workers=1)
+    measured = iter(totals)
+    parts = {"instance": 1.0, "token": 1.0, "prototype": 1.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "evaluate", lambda *_: parts | {"total": next(measured)})
+        patch.setattr(Keeper, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, small, tmp_path / "run", seed=3)
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", interrupted)
+    run = pretrain(config, small, tmp_path / "run", seed=3, resume=True)
+    assert [row["valid/total"] for row in run.history] == totals
+    assert json.loads((tmp_path / "run/finished.json").read_text())["history"] == run.history
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_a_run_from_before_a_setting_existed_is_the_same_run(small, undisturbed, tmp_path):
     """Settings that came later had no say in it, so their defaults are taken; any other value is another run."""
     out = tmp_path / "older"
@@ -733,6 +783,27 @@ def test_the_command_line(small, tmp_path, capsys):
     assert load_checkpoint(tmp_path / "run/best")[2]["seed"] == 42
     assert main(command(small, tmp_path / "run", "--resume")) == 0
     assert capsys.readouterr().out.startswith("already trained 1 epochs")
+
+
+def test_a_list_of_the_profile_can_be_emptied(small, tmp_path, monkeypatch):
+    """Profile demo has channels of its own; its backbone may be had as published, or another that has none."""
+    configs, nothing = [], Pretraining(best=tmp_path, last=tmp_path, history=[], trained=True)
+    monkeypatch.setattr(module, "pretrain", lambda config, *_, **__: configs.append(config) or nothing)
+    for more in ([], ["--backbone_channels"], ["--backbone_channels", "8", "16"]):
+        assert main(["--data", str(small.root), "--out", str(tmp_path / "run"), *more, "--profile", "demo"]) == 0
+    assert [config.model.backbone_channels for config in configs] == [[32, 64, 128, 256], [], [8, 16]]
+
+
+def test_restricted_data_stay_out_of_git(tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    studies = tiny_studies(tmp_path / "data", restricted=True, train=8, valid=4, test=2)
+    subprocess.run(["git", "init", "-q", str(tmp_path / "project")], check=True)
+    (tmp_path / "project/.gitignore").write_text("/runs/\n")
+    with pytest.raises(PretrainError, match="weights: 'tiny' is restricted, so its outputs must lie in a folder"):
+        pretrain(tiny_config(), studies, tmp_path / "project/weights", seed=1)
+    assert not (tmp_path / "project/weights").exists()
+    assert pretrain(tiny_config(epochs=1), studies, tmp_path / "project/runs/vit", seed=1).trained
 
 
 def test_errors_on_the_command_line_are_one_line(small, tmp_path, capsys):

@@ -93,11 +93,7 @@ class PairImages(Dataset):
         keep_images: bool = False,
         denials: bool = False,
     ) -> None:
-        reports = report_texts(studies)
-        for row, report in enumerate(reports):
-            if not report:
-                image_id = studies.table["image_id"].iat[row]
-                raise DatasetError(f"{studies.root}: image {image_id!r} (row {row}) has no report to pair it with")
+        reports = paired_texts(studies)
         self.studies = studies
         self.transform = transform
         self.seed = seed
@@ -231,3 +227,17 @@ class RunBatches:
 def report_texts(studies: Studies) -> list[str]:
     """Return the cleaned report of every row: its sentences joined by spaces, as the tokenizer sees it."""
     return pc.binary_join(pa.array(studies.table["sentences"], type=pa.list_(pa.string())), " ").to_pylist()
+
+
+def paired_texts(studies: Studies) -> list[str]:
+    """Return what :func:`report_texts` does, where every image has a report.
+
+    Raises:
+        DatasetError: a row has no report; the message names it.
+    """
+    reports = report_texts(studies)
+    for row, report in enumerate(reports):
+        if not report.strip():
+            image_id = studies.table["image_id"].iat[row]
+            raise DatasetError(f"{studies.root}: image {image_id!r} (row {row}) has no report to pair it with")
+    return reports
