@@ -51,6 +51,7 @@ from mgca_lib.training_state import (
     Pretraining,
     Progress,
     RunLog,
+    alone_in,
     load_reading,
     open_run,
     restore,
@@ -85,8 +86,8 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         Where the checkpoints lie, and the history.
 
     Raises:
-        PretrainError: ``out`` holds another run or cannot be written, the data are restricted and git sees
-            ``out``, the split is too small, or the loss or a weight is not a finite number.
+        PretrainError: ``out`` holds another run or cannot be written, another process trains there, the data are
+            restricted and git sees ``out``, the split is too small, or the loss or a weight is not a finite number.
         ConfigError: the seed is negative or has more than 64 bits, or ``chunk_size`` is set for a backbone with
             BatchNorm.
         CheckpointError: a part of ``last/`` or ``reading/`` is missing or damaged, or a checkpoint cannot be written.
@@ -113,6 +114,14 @@ def pretrain(config: Config, studies: Studies, out: str | Path, *, seed: int, re
         mixed_precision=_precision(config),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_has_idle_parameters(config))],
     )
+    with alone_in(out) if accelerator.is_main_process else nullcontext():
+        return _pretrain(config, studies, out, accelerator, seed=seed, resume=resume)
+
+
+def _pretrain(
+    config: Config, studies: Studies, out: Path, accelerator: Accelerator, *, seed: int, resume: bool
+) -> Pretraining:
+    """What :func:`pretrain` does in its folder."""
     processes = accelerator.num_processes
     batch_size, finished = open_run(out, run_identity(config, studies, seed, processes), resume=resume)
     if finished is not None:

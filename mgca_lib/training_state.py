@@ -12,8 +12,9 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,19 @@ from mgca_lib.masked_language import Reading
 from mgca_lib.model import MGCA
 from mgca_lib.run import package_versions
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 PARTS = ("instance", "token", "prototype", "total")
 HISTORY_FILE = "history.json"
 FINISHED_FILE = "finished.json"
 MLM_FILE = "masked_language.json"
 READING_FOLDER = "reading"
+
+# Loader processes notice five seconds late that the process which started them was killed, and hold its lock so long.
+_LINGERING_SECONDS = 10.0
 
 # These decide how a run is computed, not what. batch_size belongs to them since its product with the number of
 # processes is compared instead.
@@ -186,6 +195,52 @@ def run_identity(config: Config, studies: Studies, seed: int, processes: int) ->
     }
 
 
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold the folder of a run, and make it where needed; a second process there would spoil the checkpoints.
+
+    The lock ends with the process, however that ends, and leaves no file. Where the file system has no locks for
+    folders (NFS, Windows), nothing is held.
+
+    Raises:
+        PretrainError: another process holds the folder, or it cannot be made.
+    """
+    _make(out)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        _lock(descriptor, out)
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing would leave it to loader processes that still live
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    deadline = time.monotonic() + _LINGERING_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise PretrainError(
+                    f"{out}: another process trains there; wait for it, or choose another folder"
+                ) from None
+            time.sleep(0.1)
+        except OSError:  # no locks here
+            return None
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PretrainError(f"{out}: cannot be made ({error.strerror}); choose another folder") from None
+
+
 def open_run(out: Path, identity: dict[str, Any], *, resume: bool) -> tuple[int, Pretraining | None]:
     """Make the folder of a run, or recognise the run in it.
 
@@ -221,10 +276,7 @@ def open_run(out: Path, identity: dict[str, Any], *, resume: bool) -> tuple[int,
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PretrainError(f"{out}: its run cannot be read ({error}); choose another folder") from None
     if stored is None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PretrainError(f"{out}: cannot be made ({error.strerror}); choose another folder") from None
+        _make(out)
         return wanted, None
     _check_same(out, identity, stored)
     batch_size = _batch_size(out, identity, stored, finished=history is not None)

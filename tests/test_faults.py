@@ -6,14 +6,24 @@ import os
 import random
 import shutil
 import signal
+import time
 
 import pytest
 import torch
 from helpers import tiny_config, tiny_studies
-from run_helpers import assert_same_run, command_words, die_at, in_child, killed_after, processor_seconds, refusal
+from run_helpers import (
+    assert_same_run,
+    command_words,
+    die_at,
+    in_child,
+    killed_after,
+    processor_seconds,
+    refusal,
+    start_child,
+)
 from safetensors.torch import load_file, save_file
 
-from mgca_lib import checkpoint
+from mgca_lib import checkpoint, training_state
 from mgca_lib.checkpoint import load_checkpoint
 from mgca_lib.data.pairs import EpochBatches
 from mgca_lib.pretrain import main, pretrain
@@ -168,6 +178,31 @@ def test_a_read_only_folder(small, undisturbed, stopped, tmp_path):
     stopped.chmod(0o755)
     assert load_checkpoint(stopped / "last")[2]["step"] == 2
     assert_goes_on(small, stopped, undisturbed)
+
+
+def busy_run(studies, out):
+    """Never gets beyond its first step."""
+    torch.optim.AdamW.step = lambda *_, **__: time.sleep(600)
+    whole_run(studies, out)
+
+
+def test_a_second_run_in_the_same_folder(small, undisturbed, tmp_path, capfd, monkeypatch):
+    """Both would write the same checkpoint at once. A killed one holds nothing."""
+    out = tmp_path / "run"
+    busy = start_child(busy_run, small, out)
+    try:
+        while not (out / "tensorboard").is_dir():
+            assert busy.is_alive()
+            time.sleep(0.02)
+        monkeypatch.setattr(training_state, "_LINGERING_SECONDS", 0.1)
+        capfd.readouterr()
+        for more in ([], ["--resume", "False"]):
+            assert main([*words(small, out), *more]) == 2
+            assert "run: another process trains there; wait for it, or choose another folder" in one_line(capfd)
+    finally:
+        busy.kill()
+        busy.join()
+    assert_goes_on(small, out, undisturbed)
 
 
 # ---- the numbers
