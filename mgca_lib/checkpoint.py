@@ -65,6 +65,7 @@ def save_checkpoint(
             shutil.rmtree(part)
         part.mkdir(parents=True)
         _fill(part, model, tokenizer, provenance, state, counters)
+        _reach_disk(part)
         _replace(folder, part)
     except Exception as error:  # of no narrower class: tokenizers raises this very one when the disk is full
         shutil.rmtree(part, ignore_errors=True)
@@ -88,6 +89,18 @@ def _fill(
     if state is not None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / STATE_FILE)
         (part / COUNTERS_FILE).write_text(json.dumps(dict(counters or {})) + "\n", encoding="utf-8")
+
+
+def _reach_disk(part: Path) -> None:
+    """Wait until the files are on the disk, since a power cut may keep the new names and lose what is behind them."""
+    for path in (*part.rglob("*"), part):
+        if path.is_dir() and os.name == "nt":
+            continue  # Windows opens no folders
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _replace(folder: Path, part: Path) -> None:

@@ -233,6 +233,24 @@ def test_a_kill_during_the_first_writing_leaves_nothing(tmp_path, tokenizer, mon
         load_checkpoint(folder)
 
 
+def test_all_is_on_the_disk_before_the_old_checkpoint_steps_aside(tmp_path, tokenizer, monkeypatch):
+    save(tmp_path / "last", tokenizer, seed=1)
+    synced, replace = set(), module.os.replace
+    monkeypatch.setattr(module.os, "fsync", lambda descriptor: synced.add(module.os.fstat(descriptor).st_ino))
+
+    def checked(source, target):
+        written = {path.stat().st_ino for path in (tmp_path / "last.part").rglob("*") if path.is_file()}
+        assert written <= synced
+        assert len(written) > 3
+        synced.add(target)
+        monkeypatch.setattr(module.os, "replace", replace)
+        return replace(source, target)
+
+    monkeypatch.setattr(module.os, "replace", checked)
+    save(tmp_path / "last", tokenizer, seed=2)
+    assert tmp_path / "last.old" in synced  # the check was reached
+
+
 @pytest.fixture
 def folder(tmp_path, tokenizer):
     save(tmp_path / "best", tokenizer)
