@@ -539,8 +539,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             description="Pretrain MGCA on a prepared dataset of image-report pairs.",
         )
         parser.set_defaults(**asdict(profile.model), **asdict(profile.alignment), **asdict(profile.training))
-        for action in parser._actions:  # or a list that a profile has could not be emptied
-            action.nargs = "*" if action.nargs == "+" else action.nargs
+        for action in parser._actions:
+            action.nargs = "*" if action.nargs == "+" else action.nargs  # or no list of a profile could be emptied
+            if action.option_strings[0].startswith("--no_"):  # it would have the help of what it switches off
+                action.help = f"switch off --{action.dest}"
         options, model, alignment, training, unknown = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True
         )

@@ -281,6 +281,7 @@ def test_every_option_is_explained(capsys):
             assert f"--{item.name}" in shown
             assert len(item.metadata["help"]) > 10
             assert " ".join(item.metadata["help"].split()) in shown.replace("- ", "-"), item.name
+    assert "--no-gather switch off --gather" in shown
 
 
 @pytest.mark.parametrize(("part", "name"), SETTINGS)
