@@ -16,6 +16,7 @@ number of epochs and their data.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -199,13 +200,20 @@ def trained_elsewhere(root: str | Path, baseline: str, kind: Kind = "terms") -> 
     return tuple(sorted(set(cells.loc[~cells["place"].isin(home), "variant"])))
 
 
-def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dict[str, Interval]:
+def over_seeds(
+    table: pd.DataFrame,
+    metric: str,
+    *,
+    single: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> dict[str, Interval]:
     """Mean of a metric over the seeds of each variant, with its 95 % t interval.
 
     Args:
         table: From :func:`load_grid`.
         metric: Its name.
         single: Keep variants with one seed, with that run's own interval (over patients, say), whose ``n`` is 1.
+        bounds: Range that the metric cannot leave, such as (0, 1) for a hit rate: t intervals are cut there.
 
     Returns:
         An interval for each variant; ``n`` counts seeds.
@@ -218,7 +226,7 @@ def over_seeds(table: pd.DataFrame, metric: str, *, single: bool = False) -> dic
     found = {}
     for name, own in table[table["metric"] == metric].groupby("variant", sort=False):
         if len(own) > 1:
-            found[name] = t_interval(own["value"].tolist())
+            found[name] = t_interval(own["value"].tolist(), bounds=bounds)
         elif single:
             found[name] = Interval(*map(float, own[["value", "low", "high"]].iloc[0]), 1)
     return found

@@ -72,12 +72,15 @@ def of_the_grid(root):
                 for one in names
             ]
             differences = (values[:, None] - values[None])[np.array(compared)]
-            for spread in (values, differences):
+            for spread, may_cut in ((values, True), (differences, False)):
                 spread = spread[~np.isnan(spread).any(axis=1)]
                 seeds = spread.shape[1]
                 half = stats.t.ppf(0.975, seeds - 1) * spread.std(axis=1, ddof=1) / np.sqrt(seeds)
                 mean = spread.mean(axis=1)
                 found |= {rounded(*parts) for parts in zip(mean, mean - half, mean + half, strict=True)}
+                if may_cut and str(part.name).endswith(("/pointing", "/near")):  # hit rates are cut
+                    ends = np.clip([mean - half, mean + half], 0, 1)
+                    found |= {rounded(*parts) for parts in zip(mean, *ends, strict=True)}
     return found
 
 
