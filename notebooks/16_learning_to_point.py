@@ -541,11 +541,12 @@ own_or_usual(long_denials, phantoms, "long_denials/own")
 
 # %% [markdown]
 # With two seeds an interval says next to nothing ($t$ is 12.7), so read *all steps* seed by seed. If nearly all rows rise by
-# the steps and one falls, the one is the question. In the committed runs the loss alone finds a pneumothorax with each of its seeds, and with all
-# steps no seed does, with denials or without: denials were one obstacle, and the steps bring another. They came together, so which
-# of them it is has not been shown. (One of the two stopped two passes short, since its validation loss no longer fell.) One suspicion: a patch of stride 8 has seen a small square (notebook 15, section 2), in which the edge of
-# a lung may have no room beside what is missing behind it. Heads that are *told* where a pneumothorax is do find it on such patches (notebook 15, section
-# 6), but words are told only *that* there is one, and have to find out where.
+# the steps and one falls, the one is the question. In the committed runs the loss alone finds a pneumothorax with each of its seeds, and with
+# all steps every seed stays between chance and about twice chance, with denials or without: denials were one obstacle, and the steps bring
+# another. They came together, so which of them it is has not been shown. (One of the two runs stopped two passes short, since its
+# validation loss no longer fell.) One suspicion: a patch of stride 8 has seen a small square (notebook 15, section 2), in which the edge of a
+# lung may have no room beside what is missing behind it. Heads that are *told* where a pneumothorax is do find it on such patches (notebook
+# 15, section 6), but words are told only *that* there is one, and have to find out where.
 #
 # So consolidation and nodule reach the target of section 6 either way, effusion comes nearest with the steps, pneumothorax without them, and
 # no training that was made here reaches all four.
