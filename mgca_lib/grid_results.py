@@ -5,12 +5,12 @@ tables, with how they came about in a ``.json`` beside each. ``make grid`` repea
 place of the committed ones. The same seed gives every variant the same data in the same order, so variants are compared
 by differences within a seed.
 
-There are six committed tables, and no numbers are compared across them, since each may have been trained on another
-computer: ``"terms"``, the paper's table 4 and the losses that could take the place of its token term, for notebooks 14
-and 16; ``"inputs"``, what goes into such a loss, and ``"denials"``, such a loss without the words of denials, for
-notebook 16; ``"switches"``, prototypes and the published code's deviations, for notebooks 11 and 12; and two of runs
-with three times as many epochs, for notebook 16: ``"long"``, and ``"long_denials"``, without the words of denials.
-Their cells live in ``outputs/PROFILE/long`` and ``outputs/PROFILE/long_denials``, those of all others in
+There are six committed tables, and nothing is compared within seeds across them, since each may have been trained on
+another computer: ``"terms"``, the paper's table 4 and the losses that could take the place of its token term, for
+notebooks 14 and 16; ``"inputs"``, what goes into such a loss, and ``"denials"``, such a loss without the words of
+denials, for notebook 16; ``"switches"``, prototypes and the published code's deviations, for notebooks 11 and 12; and
+two of runs with three times as many epochs, for notebook 16: ``"long"``, and ``"long_denials"``, without the words of
+denials. Their cells live in ``outputs/PROFILE/long`` and ``outputs/PROFILE/long_denials``, those of all others in
 ``outputs/PROFILE/grid``. What a variant is held against stands in its table, too. Cells of one table share their
 number of epochs and their data.
 """

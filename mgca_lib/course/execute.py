@@ -44,9 +44,8 @@ def execute(notebook: Path, output_dir: Path, parameters: Mapping[str, Any], *, 
     """
     content = read_source(notebook)
     given = {**parameters, "OUTPUT_DIR": output_dir.as_posix()}
-    declared = declared_by(notebook)
     try:
-        check_given(declared, given)
+        check_given(check_notebook(content), given)
     except ParameterError as error:
         raise ParameterError(f"{notebook.name}: {error}") from None
     output_dir.mkdir(parents=True, exist_ok=True)
