@@ -157,7 +157,7 @@ def test_a_figure_is_drawn_inside_its_frame_and_nothing_global_is_left(name, dra
         ("image_grid", ["a", "e"]),
         ("image_with_masks", ["image alone", "ground truth", "edema"]),
         ("stride_grids", ["image alone", "stride 8: 5 x 4 cells", "stride 16: 3 x 2 cells", "ground truth"]),
-        ("localisation_cases", ["film alone", "hit", "0.90", "ground truth", "found"]),
+        ("localisation_cases", ["film alone", "hit", "0.90", "ground truth", "found (dashed)"]),
         ("patch_grid", ["4 x 3 = 12 patches", "times the equal share"]),
         ("word_heat_maps", ["image alone", "“edema”", "attention, times its mean over the image"]),
         (
@@ -345,6 +345,22 @@ def test_probe_bars_stand_on_chance(drawn):
     assert not [line for line in drawn["probe_bars"].axes[1].lines if line.get_marker() == "D"]
 
 
+def test_a_published_number_is_seen_on_a_bar_of_its_own_colour():
+    cells = {"CheXpert": {"1%": {"mgca": CELL}}}
+    figure = figures.probe_bars(cells, published={"CheXpert": {"1%": {"mgca": 0.6}}})
+    (axis,) = figure.axes
+    (diamond,) = [line for line in axis.lines if line.get_marker() == "D"]
+    figure.canvas.draw()
+    x, y = axis.transData.transform((float(diamond.get_xdata()[0]), 0.6))
+    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3]  # rows from below, as y counts
+    half = round(1.5 * diamond.get_markersize() / 2 * figure.dpi / 72)
+    row = pixels[round(y), round(x) - half : round(x) + half + 1].astype(int)
+    bar = np.round(255 * np.array(mpl.colors.to_rgb(axis.patches[0].get_facecolor())))
+    assert (row[[0, half, -1]] == bar).all()  # the middle of the diamond, and the bar on both sides
+    for side in (row[:half], row[half:]):
+        assert side.min(axis=1).max() > 200  # nearly white between them
+
+
 def test_interval_dots_stand_in_the_row_of_their_name(drawn):
     (axis,) = drawn["interval_dots"].axes
     dots = {line.get_label(): line for line in axis.lines if line.get_marker() == "o"}
@@ -450,7 +466,17 @@ def test_boxes_lie_where_they_say_and_the_film_beside_them_stays_untouched(drawn
     lows = [np.concatenate([path.vertices for path in one.get_paths()]).min(axis=0) for one in outlined.collections]
     np.testing.assert_allclose(lows, [[2.5, 4.5], [11.5, 4.5]])
     assert [len(axis.patches) for axis in drawn["localisation_cases"].axes[4:6]] == [0, 0]
-    assert "found" not in texts(figures.localisation_cases([{"film": FILM, "caption": "plain", "true_mask": MASK}]))
+    assert not any(
+        "found" in text
+        for text in texts(figures.localisation_cases([{"film": FILM, "caption": "plain", "true_mask": MASK}]))
+    )
+
+
+def test_what_was_found_is_dashed_and_the_legend_shows_it(drawn):
+    outlines = drawn["localisation_cases"].axes[3].collections
+    handles = drawn["localisation_cases"].legends[0].get_lines()
+    assert [one.get_linestyle()[0][1] is None for one in outlines] == [True, False]  # no pattern is a solid line
+    assert [one.get_linestyle() for one in handles] == ["-", "--"]
 
 
 def test_cells_of_a_stride_start_at_the_corner_and_end_at_the_border(drawn):

@@ -83,7 +83,10 @@ def show_film(axis: Axes, film: np.ndarray, title: str) -> None:
         axis.set_title(title, fontsize=9, fontweight="normal", pad=3)
 
 
-def outline(axis: Axes, mask: np.ndarray, shape: tuple[int, int], colour: str) -> None:
+DASHES = (0, (4, 2))
+
+
+def outline(axis: Axes, mask: np.ndarray, shape: tuple[int, int], colour: str, *, dashed: bool = False) -> None:
     """Draw the outline of a mask; nothing for an empty one.
 
     Raises:
@@ -96,7 +99,8 @@ def outline(axis: Axes, mask: np.ndarray, shape: tuple[int, int], colour: str) -
         # A frame of zeros closes outlines that touch the border.
         padded = np.pad(mask.astype(float), 1)
         x, y = np.arange(-1, shape[1] + 1), np.arange(-1, shape[0] + 1)
-        lines = axis.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.3)
+        style = {"colors": [colour], "linewidths": 1.3, "linestyles": [DASHES if dashed else "-"]}
+        lines = axis.contour(x, y, padded, levels=[0.5], **style)
         lines.set_path_effects(HALO)
         axis.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
 
@@ -104,7 +108,7 @@ def outline(axis: Axes, mask: np.ndarray, shape: tuple[int, int], colour: str) -
 def frame_box(axis: Axes, box: Sequence[float], colour: str, *, dashed: bool) -> None:
     """Draw a box given by its corners ``x1, y1, x2, y2`` in pixels, edges between pixels."""
     x1, y1, x2, y2 = (float(edge) for edge in box)
-    style = (0, (4, 2)) if dashed else "-"
+    style = DASHES if dashed else "-"
     frame = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, linestyle=style, linewidth=1.3)
     frame.set(edgecolor=colour, path_effects=HALO)
     axis.add_patch(frame)

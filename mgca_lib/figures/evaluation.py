@@ -25,6 +25,9 @@ from mgca_lib.figures.style import (
     styled,
 )
 
+# The white edge keeps a diamond apart from a bar of its own colour.
+_PUBLISHED = {"marker": "D", "markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 1.2, "linestyle": "none"}
+
 
 @styled
 def probe_bars(
@@ -38,8 +41,8 @@ def probe_bars(
 ) -> Figure:
     """Linear probing, after table 1 of the paper: each method at each share of labels, with its interval.
 
-    Published numbers come from other data and other encoders; they are drawn as diamonds in the colour of their method
-    to compare the pattern, not the height.
+    Published numbers come from other data and other encoders; they are drawn as diamonds in the colour of their method,
+    with a white edge, to compare the pattern, not the height.
 
     Args:
         results: ``results[dataset][fraction][method]`` holds ``mean``, ``low`` and ``high``.
@@ -68,8 +71,7 @@ def probe_bars(
                 shown = ((published or {}).get(dataset, {}).get(fraction) or {}).get(method)
                 if shown is not None:
                     ends.append(shown)
-                    diamond = {"marker": "D", "markersize": 5, "markeredgecolor": INK, "linestyle": "none"}
-                    axis.plot(x, shown, color=method_colour(method), **diamond)
+                    axis.plot(x, shown, color=method_colour(method), zorder=4, **_PUBLISHED)
         axis.axhline(base, color=MUTED, linewidth=1)
         room = 0.06 * (max(ends) - min(ends))
         axis.set_ylim(min(ends) - (room if min(ends) < base else 0), max(ends) + room)
@@ -80,9 +82,7 @@ def probe_bars(
         axis.tick_params(axis="x", length=0)
     handles = [Patch(facecolor=method_colour(method), label=method) for method in methods]
     if published:
-        handles.append(
-            Line2D([], [], marker="D", color=MUTED, markeredgecolor=INK, linestyle="none", label="published")
-        )
+        handles.append(Line2D([], [], color=MUTED, label="published", **_PUBLISHED))
     if chance:
         handles.append(Line2D([], [], color=MUTED, label=f"foot of the bars: {foot}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))

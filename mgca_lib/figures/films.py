@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from mgca_lib.figures.drawing import add_title, as_film, balanced, frame_box, new_axes, outline, show_film
+from mgca_lib.figures.drawing import DASHES, add_title, as_film, balanced, frame_box, new_axes, outline, show_film
 from mgca_lib.figures.style import ANSWER_COLOURS, HALO, WIDTH, finding_colour, styled
 
 _CORNERS = ((0, 1, "left", "bottom"), (2, 3, "right", "top"), (2, 1, "right", "bottom"), (0, 3, "left", "top"))
@@ -65,7 +65,7 @@ def image_with_masks(
     for mask, name in zip(masks, names, strict=True):
         outline(marked, mask, film.shape, finding_colour(name))
     for (x, y, w, h), name in zip(boxes, names, strict=bool(boxes)):
-        frame = Rectangle((x - 0.5, y - 0.5), w, h, fill=False, linestyle=(0, (4, 2)), linewidth=1.2)
+        frame = Rectangle((x - 0.5, y - 0.5), w, h, fill=False, linestyle=DASHES, linewidth=1.2)
         frame.set(edgecolor=finding_colour(name), path_effects=HALO)
         marked.add_patch(frame)
     if names:
@@ -119,6 +119,8 @@ def localisation_cases(
 ) -> Figure:
     """Films untouched, and beside each what was found on it and what is there: boxes, outlines, or both.
 
+    What was found is dashed, so that it is told from the truth without colours, too.
+
     Args:
         cases: For each film ``film``, a grey image, and ``caption``, a short text. Optional, and empty by default:
             ``true_boxes`` and ``found_boxes``, ``(n, 4)`` corners ``x1, y1, x2, y2`` in pixels, edges between
@@ -141,7 +143,7 @@ def localisation_cases(
         show_film(marked, film, case["caption"])
         for key, colour in (("true_mask", truth), ("found_mask", found)):
             if key in case:
-                outline(marked, case[key], film.shape, colour)
+                outline(marked, case[key], film.shape, colour, dashed=key == "found_mask")
         for box in case.get("true_boxes", ()):
             frame_box(marked, box, truth, dashed=False)
         scores = case.get("scores", ())
@@ -153,10 +155,13 @@ def localisation_cases(
                 aligned = {"ha": across, "va": down, "fontsize": 8, "clip_on": True}
                 text = marked.text(box[x], box[y], f"{scores[number]:.2f}", color=found, **aligned)
                 text.set(path_effects=[patheffects.withStroke(linewidth=1.5, foreground="black")])
-    names = {"ground truth": ("true_boxes", "true_mask"), "found": ("found_boxes", "found_mask")}
+    lines = {
+        ("true_boxes", "true_mask"): {"color": truth, "linestyle": "-", "label": "ground truth"},
+        ("found_boxes", "found_mask"): {"color": found, "linestyle": DASHES, "label": f"{found_label} (dashed)"},
+    }
     handles = [
-        Line2D([], [], color=ANSWER_COLOURS[name], linewidth=2.4, label=found_label if name == "found" else name)
-        for name, keys in names.items()
+        Line2D([], [], linewidth=2.4, **line)
+        for keys, line in lines.items()
         if any(key in case for case in cases for key in keys)
     ]
     if handles:
