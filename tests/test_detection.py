@@ -22,6 +22,7 @@ from mgca_lib.evaluation.detection import (
     detect,
     detection_gain,
     detection_probe,
+    map_gain,
     map_interval,
     match_detections,
     mean_average_precision,
@@ -314,6 +315,9 @@ def test_gains_are_paired():
     gain = detection_gain(result(good), result(fair), resamples=100)
     assert gain.mean == pytest.approx(1 - average_precision(fair).mean())
     assert 0 < gain.low < gain.mean < gain.high
+    assert map_gain(good, fair, resamples=100) == gain
+    with pytest.raises(ValueError, match="same thresholds"):
+        map_gain(good, match_detections(cases[0][0], truths, thresholds=[0.5]))
     both = detection_gain(result(good, good), result(fair, good))
     assert both.mean == pytest.approx(gain.mean / 2)
     with pytest.raises(ValueError, match="test images"):

@@ -25,6 +25,7 @@ from mgca_lib.evaluation.zero_shot import (
     ClassVectors,
     PromptError,
     PromptSet,
+    auroc_gain,
     combine,
     encode_classes,
     encode_prompts,
@@ -399,6 +400,32 @@ def test_classes_that_cannot_be_scored_are_named():
     assert set(result.per_class) == {"class 0"}
     with pytest.raises(ValueError, match="no class has both"):
         zero_shot(torch.randn(12, 4), vectors, np.zeros((12, 2)), resamples=20)
+
+
+def test_gains_in_auroc_are_paired():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, (120, 2)).astype(float)
+    targets[rng.random((120, 2)) < 0.1] = np.nan
+    noise = rng.normal(size=(3, 120, 2))
+    good, fair = np.nan_to_num(targets) + 0.7 * noise[0], np.nan_to_num(targets) + 0.8 * noise[0]
+
+    def macro(scores):
+        known = ~np.isnan(targets)
+        return np.mean([roc_auc_score(targets[known[:, c], c], scores[known[:, c], c]) for c in range(2)])
+
+    gain = auroc_gain(good, fair, targets, resamples=200)
+    assert gain.mean == pytest.approx(macro(good) - macro(fair), abs=1e-12)
+    assert 0 < gain.low < gain.mean < gain.high
+    alone = auroc_gain(good, np.zeros_like(good), targets, resamples=200)  # equal scores: 0.5 in every resample
+    assert alone.mean == pytest.approx(macro(good) - 0.5, abs=1e-12)
+    assert gain.high - gain.low < 0.5 * (alone.high - alone.low)  # luck that both share has gone
+    several = auroc_gain(good, np.stack([fair, noise[1]]), targets, resamples=20)
+    assert several.mean == pytest.approx(macro(good) - (macro(fair) + macro(noise[1])) / 2, abs=1e-12)
+    assert auroc_gain(good, fair, targets, groups=np.arange(120) // 4, resamples=20).n == 30
+    with pytest.raises(ValueError, match="finite scores"):
+        auroc_gain(good[:, :1], fair, targets)
+    with pytest.raises(ValueError, match="finite scores"):
+        auroc_gain(np.where(targets == 1, np.nan, good), fair, targets)
 
 
 @pytest.mark.parametrize(

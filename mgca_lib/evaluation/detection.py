@@ -528,12 +528,39 @@ def detection_gain(
         raise ValueError("a paired gain needs detectors of the same seeds, share of labels, and test images")
     if len(result.values) > 1:
         return t_interval(np.subtract(result.values, baseline.values), bounds=(-1.0, 1.0))
-    ours, theirs = result.matches[0], baseline.matches[0]
+    return map_gain(result.matches[0], baseline.matches[0], groups=groups, resamples=resamples)
+
+
+def map_gain(
+    matches: Matches,
+    baseline: Matches,
+    *,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Gain in mAP of some detections over others on the same test images: a bootstrap of the difference.
+
+    The two need not come from a trained head: one may claim the usual places on every image.
+
+    Args:
+        matches: Of the detections in question.
+        baseline: Of the others.
+        groups: Patient of each image; whole patients are then drawn.
+        resamples: Number of resamples; those without any box are left out.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: the two are of different test images or thresholds, or no image has a box.
+    """
+    if not np.array_equal(matches.boxes, baseline.boxes) or matches.thresholds != baseline.thresholds:
+        raise ValueError("a paired gain needs detections on the same test images, at the same thresholds")
     return bootstrap_interval(
-        lambda rows: _mean(average_precision(ours, images=rows) - average_precision(theirs, images=rows)),
-        len(ours),
+        lambda rows: _mean(average_precision(matches, images=rows) - average_precision(baseline, images=rows)),
+        len(matches),
         groups=groups,
         resamples=resamples,
+        seed=seed,
     )
 
 

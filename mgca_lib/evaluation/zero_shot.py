@@ -518,6 +518,54 @@ def zero_shot(
     )
 
 
+def auroc_gain(
+    scores: np.ndarray,
+    baseline: np.ndarray,
+    targets: np.ndarray,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Gain in macro AUROC of some scores over others of the same films: a bootstrap of the difference.
+
+    Two intervals that overlap leave open which is ahead, since luck in the draw of films moves both alike. Here each
+    resample scores both on the same films.
+
+    Args:
+        scores: ``(N, C)`` scores of ``N`` films for ``C`` classes, or ``(D, N, C)`` of several draws, such as probes
+            with other labelled films; the AUROCs of the draws are then averaged.
+        baseline: The same of the others; the number of draws may differ.
+        targets: ``(N, C)`` of 1, 0 and NaN (unknown, left out).
+        groups: ``N`` names, for example patients, that are drawn together.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: scores and targets do not fit, a score is not finite, or no class has both kinds of films.
+
+    >>> targets = np.array([[1.0], [0.0]] * 8)
+    >>> print(auroc_gain(targets, 1 - targets, targets, resamples=20))
+    1.000 (1.000 to 1.000, n=16)
+    """
+    sides = [np.asarray(side) if np.ndim(side) == 3 else np.asarray(side)[None] for side in (scores, baseline)]
+    targets = np.asarray(targets)
+    for side in sides:
+        if side.shape[1:] != targets.shape or not np.isfinite(side).all():
+            raise ValueError(f"expected finite scores {targets.shape}, as the targets; found {side.shape[1:]}")
+
+    def auroc(draws: np.ndarray, rows: np.ndarray) -> float:
+        return float(np.mean([_macro_auroc(one[rows], targets[rows], range(targets.shape[1])) for one in draws]))
+
+    return bootstrap_interval(
+        lambda rows: auroc(sides[0], rows) - auroc(sides[1], rows),
+        len(targets),
+        groups=groups,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
 def five_by_200(
     studies: Studies,
     *,
