@@ -353,7 +353,7 @@ def test_a_published_number_is_seen_on_a_bar_of_its_own_colour():
     figure.canvas.draw()
     x, y = axis.transData.transform((float(diamond.get_xdata()[0]), 0.6))
     pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3]  # rows from below, as y counts
-    half = round(1.5 * diamond.get_markersize() / 2 * figure.dpi / 72)
+    half = round(diamond.get_markersize() * figure.dpi / 72)  # its tip is at 0.7 of that
     row = pixels[round(y), round(x) - half : round(x) + half + 1].astype(int)
     bar = np.round(255 * np.array(mpl.colors.to_rgb(axis.patches[0].get_facecolor())))
     assert (row[[0, half, -1]] == bar).all()  # the middle of the diamond, and the bar on both sides
