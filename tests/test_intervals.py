@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mgca_lib.evaluation.intervals import bootstrap_interval, t_interval, welch_interval, wilson_interval
+from mgca_lib.evaluation.intervals import (
+    bootstrap_interval,
+    hit_rate_interval,
+    t_interval,
+    welch_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
@@ -53,6 +59,18 @@ def test_bootstrap_of_a_mean_equals_scipy():
         interval = bootstrap_interval(lambda rows: values[rows].mean(), 80, resamples=4000, method=method)
         np.testing.assert_allclose((interval.low, interval.high), (expected.low, expected.high), atol=0.025)
         assert interval.mean == pytest.approx(values.mean())
+
+
+@pytest.mark.parametrize("hit", [0, 1])
+def test_a_share_of_hits_has_a_width_even_where_all_cases_agree(hit):
+    """30 films of 10 patients: scipy's interval of 0 or 10 of 10, not of 30."""
+    found = hit_rate_interval([hit] * 30, groups=np.repeat(np.arange(10), 3), resamples=20)
+    expected = stats.binomtest(10 * hit, 10).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose((found.low, found.high), (expected.low, expected.high), atol=1e-12)
+    assert (found.mean, found.n) == (hit, 10)
+    mixed = np.array([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    drawn = bootstrap_interval(lambda rows: mixed[rows].mean(), 6, groups=list("aabbcc"), resamples=200, seed=3)
+    assert hit_rate_interval(mixed > 0, groups=list("aabbcc"), resamples=200, seed=3) == drawn
 
 
 def test_bootstrap_of_groups_draws_whole_groups():
@@ -116,6 +134,8 @@ def test_undefined_resamples_are_left_out_and_seeds_repeat():
         (lambda: wilson_interval(3, 2), "0 <= hits <= n"),
         (lambda: wilson_interval(0, 0), "n >= 1"),
         (lambda: t_interval([1, 2], level=95), "between 0 and 1"),
+        (lambda: hit_rate_interval([0, 0.5]), "0 or 1"),
+        (lambda: hit_rate_interval([]), "at least one case"),
         (lambda: bootstrap_interval(len, 0), "at least one case"),
         (lambda: bootstrap_interval(len, 3, groups=[1]), "1 group names for 3 cases"),
         (lambda: bootstrap_interval(len, 3, groups=["a", None, "b"]), r"group name None \(case 1\) is missing"),

@@ -115,6 +115,15 @@ def test_interval_draws_groups_together():
     assert result.image_to_report[5].n == 10
 
 
+def test_no_hit_at_all_is_not_certainty():
+    """Ten patients without a hit: Wilson's upper end is z^2 / (10 + z^2), by hand."""
+    result = retrieval_recall(torch.ones(40, 3), torch.ones(40, 3), groups=np.repeat(np.arange(10), 4), ks=(1, 40))
+    none, every = result.image_to_report[1], result.report_to_image[40]
+    assert (none.mean, none.low, every.mean, every.high) == (0, 0, 1, 1)
+    assert none.high == pytest.approx(1.959964**2 / (10 + 1.959964**2), abs=1e-6)
+    assert every.low == pytest.approx(1 - none.high, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [

@@ -123,6 +123,40 @@ def wilson_interval(hits: float, n: int, *, level: float = 0.95) -> Interval:
     return Interval(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)), n)
 
 
+def hit_rate_interval(
+    hits: Sequence[float] | np.ndarray,
+    *,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap interval of a share of hits, with Wilson's in its place where every case or none is a hit.
+
+    Zeros drawn anew are zeros again, so a bootstrap would then claim to be certain.
+
+    Args:
+        hits: One value a case, 1 for a hit and 0 for a miss.
+        groups: As in :func:`bootstrap_interval`; Wilson's interval counts them, not cases.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: there is no case, or a value is neither 0 nor 1; and as in :func:`bootstrap_interval`.
+
+    >>> print(hit_rate_interval([0] * 20, groups=list("aabbccddeeffgghhiijj")))
+    0.000 (0.000 to 0.278, n=10)
+    """
+    array = np.asarray(hits, dtype=np.float64)
+    if not np.isin(array, (0.0, 1.0)).all():
+        raise ValueError("hits must be 0 or 1, one a case")
+    interval = bootstrap_interval(
+        lambda rows: array[rows].mean(), len(array), groups=groups, resamples=resamples, seed=seed
+    )
+    if interval.mean in (0.0, 1.0):
+        return wilson_interval(interval.mean * interval.n, interval.n)
+    return interval
+
+
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float],
     size: int,

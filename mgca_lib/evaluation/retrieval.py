@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgca_lib.evaluation.intervals import Interval, bootstrap_interval
+from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, hit_rate_interval
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def retrieval_recall(
 ) -> Retrieval:
     """Recall at K over the whole test set, in both directions, with bootstrap intervals over queries.
 
+    Where every query or none hits, the interval is Wilson's: a bootstrap would have no width.
+
     The rank of a query is 1 plus the number of wrong candidates that score at least as high as its best
     correct candidate. A tie with a wrong candidate thus counts against the model, so an encoder that maps
     everything to one point gets no recall rather than all of it.
@@ -120,10 +122,7 @@ def retrieval_recall(
     for rank in ranks:
         recalls.append({})
         for k in ks:
-            hit = (rank <= k).astype(np.float64)
-            recalls[-1][k] = bootstrap_interval(
-                lambda rows, hit=hit: hit[rows].mean(), n, groups=groups, resamples=resamples, seed=seed
-            )
+            recalls[-1][k] = hit_rate_interval(rank <= k, groups=groups, resamples=resamples, seed=seed)
     return Retrieval(*recalls, chance_recall(n, texts=texts, ks=ks), *ranks)
 
 
