@@ -6,6 +6,7 @@ cells as one table.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -26,7 +27,7 @@ from mgca_lib.evaluation.grounding import (
     word_maps,
 )
 from mgca_lib.evaluation.intervals import Interval
-from mgca_lib.evaluation.linear_probe import linear_probe, probe_interval
+from mgca_lib.evaluation.linear_probe import ProbeResult, linear_probe, probe_interval
 from mgca_lib.evaluation.prototypes import (
     assign_prototypes,
     cluster_agreement,
@@ -120,6 +121,28 @@ def measure_retrieval(model: MGCA, tokenizer: PreTrainedTokenizerBase, test: Stu
     }
 
 
+@dataclass(frozen=True)
+class ReadingProbe:
+    """A linear probe for one finding on the vectors of one model, with what it takes to measure it.
+
+    Attributes:
+        probe: Learned from ``train``, its L2 strength chosen on ``valid``.
+        present: ``(N, 1)`` 1 where a test study states the finding, else 0.
+        task: The finding as a task.
+        patients: Patient of each test study.
+    """
+
+    probe: ProbeResult
+    present: np.ndarray
+    task: Task
+    patients: tuple[str, ...]
+
+    def interval(self, baseline: "ReadingProbe | None" = None) -> Interval:
+        """AUROC on the test studies, or with a baseline the paired gain over it; bootstrap intervals over patients."""
+        other = None if baseline is None else baseline.probe
+        return probe_interval(self.probe, self.present, self.task, groups=self.patients, baseline=other)
+
+
 def measure_reading(
     model: MGCA,
     tokenizer: PreTrainedTokenizerBase,
@@ -127,6 +150,18 @@ def measure_reading(
     *,
     findings: Sequence[str] = tuple(STATED.values()),
 ) -> dict[str, Interval]:
+    """AUROC of the probes of :func:`reading_probes`, each with a bootstrap interval over patients."""
+    probes = reading_probes(model, tokenizer, studies, findings=findings)
+    return {key: one.interval() for key, one in probes.items()}
+
+
+def reading_probes(
+    model: MGCA,
+    tokenizer: PreTrainedTokenizerBase,
+    studies: Studies,
+    *,
+    findings: Sequence[str] = tuple(STATED.values()),
+) -> dict[str, ReadingProbe]:
     """What the vectors of the common space still say: linear probes for each finding on reports, and on films.
 
     A report states its findings, so little should be missing from its vector; what alignment made the report encoder
@@ -141,13 +176,13 @@ def measure_reading(
             gets no number.
 
     Returns:
-        ``reading/FINDING/report`` and ``reading/FINDING/film``: AUROC on ``test``, with a bootstrap interval over
-        patients.
+        ``reading/FINDING/report`` and ``reading/FINDING/film``. Those of two models on the same studies can be compared
+        pairwise, see :class:`ReadingProbe`.
     """
     splits = [studies.split(name) for name in ("train", "valid", "test")]
     vectors = [embed_pairs(model, model_pairs(model, tokenizer, split)) for split in splits]
     names = [tuple(split.table["image_id"]) for split in splits]
-    patients = splits[2].table["patient_id"].tolist()
+    patients = tuple(splits[2].table["patient_id"])
     found = {}
     for finding in findings:
         task = Task(studies.root.name, "multilabel", (finding,), "auroc")
@@ -160,7 +195,7 @@ def measure_reading(
                 for own, stated, ids in zip(vectors, present, names, strict=True)
             ]
             probe = linear_probe(*parts, task=task, fraction=1.0, seeds=[0])
-            found[f"reading/{finding}/{source}"] = probe_interval(probe, present[2], task, groups=patients)
+            found[f"reading/{finding}/{source}"] = ReadingProbe(probe, present[2], task, patients)
     return found
 
 

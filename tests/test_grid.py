@@ -68,6 +68,12 @@ def test_reading_is_of_the_side_that_it_says(setting, monkeypatch, knows, other)
     cell = found[f"reading/Edema/{knows}"]
     assert (cell.mean, cell.low, cell.high, cell.n) == (1, 1, 1, 24)
     assert 0.2 < found[f"reading/Edema/{other}"].mean < 0.8
+    probes = grid.reading_probes(model, tokenizer, studies, findings=["Edema"])
+    sure, blind = probes[f"reading/Edema/{knows}"], probes[f"reading/Edema/{other}"]
+    gain = sure.interval(blind)
+    assert gain.mean == pytest.approx(1 - blind.interval().mean)
+    assert gain.low == pytest.approx(1 - blind.interval().high)  # the same resamples on both sides of the difference
+    assert (blind.interval(blind).low, blind.interval(blind).high) == (0, 0)
 
 
 def test_reading_leaves_out_what_a_split_lacks(setting):

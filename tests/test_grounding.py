@@ -23,10 +23,12 @@ from mgca_lib.evaluation.grounding import (
     ground_boxes,
     ground_phrases,
     load_phrases,
+    own_gain,
     perfect_map,
     phrase_map,
     phrase_mask,
     phrase_positions,
+    pointing_gain,
     score_region,
     score_words,
     summarise_grounding,
@@ -564,3 +566,50 @@ def test_a_patient_counts_once_however_many_phrases_point(tmp_path):
     found = summarise_grounding(part, resamples=10)["all"]
     values = (found.pointing.mean, found.chance, found.control, found.near.mean, found.near_chance, found.near_control)
     assert values == (0.25,) * 6
+
+
+def test_a_gain_is_paired_by_phrase_and_patient(tmp_path):
+    """Ten patients with two phrases each; hits by hand, and a bootstrap of the patients' differences beside it."""
+    before = many(10, know=True, tmp_path=tmp_path)
+    after = replace(before, table=before.table.copy())
+    rng = np.random.default_rng(0)
+    before.table["hit"], after.table["hit"] = (rng.integers(0, 2, 20).astype(float) for _ in range(2))
+    patients = before.table["patient_id"].unique()
+    by_hand = [
+        after.table.loc[before.table["patient_id"] == name, "hit"].mean()
+        - before.table.loc[before.table["patient_id"] == name, "hit"].mean()
+        for name in patients
+    ]
+    found = pointing_gain(after, before, resamples=4000)
+    spread = np.std(by_hand) / np.sqrt(10)
+    assert (found.mean, found.n) == (pytest.approx(np.mean(by_hand)), 10)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    assert pointing_gain(before, after, resamples=10).mean == pytest.approx(-found.mean)
+    mixed = after.table.sample(frac=1, random_state=0).iloc[:-2]  # another order, and two phrases that it lacks
+    common = pointing_gain(replace(after, table=mixed), before, finding="nodule", resamples=10)
+    kept = before.table.loc[sorted(mixed.index)]
+    gains = (after.table.loc[kept.index, "hit"] - kept["hit"]).groupby(kept["patient_id"]).mean()
+    assert common.mean == pytest.approx(gains.mean())
+    with pytest.raises(ValueError, match="'edema': the two have no phrase in common"):
+        pointing_gain(after, before, finding="edema")
+    with pytest.raises(ValueError, match="scored on the same phrases"):
+        pointing_gain(replace(after, table=after.table.assign(phrase="another")), before)
+
+
+def test_a_gain_of_nothing_keeps_a_width(tmp_path):
+    """No patient of eight differs: up to z^2 / (8 + z^2) of all patients still may."""
+    scored = many(8, know=True, tmp_path=tmp_path)
+    found = pointing_gain(scored, scored)
+    reach = 1.959964**2 / (8 + 1.959964**2)
+    assert (found.mean, found.n) == (0, 8)
+    assert (found.low, found.high) == (pytest.approx(-reach, abs=1e-6), pytest.approx(reach, abs=1e-6))
+
+
+def test_own_masks_are_held_against_those_of_others(tmp_path):
+    scored = many(4, know=True, tmp_path=tmp_path)
+    scored.table["hit"] = [1, 1, 0, 0, 1, 0, 0, 0]
+    scored.table["control"] = [0.5, 0.5, 0.25, 0.25, 0, 0, np.nan, np.nan]
+    found = own_gain(scored, resamples=50)
+    assert (found.mean, found.n) == (pytest.approx((0.5 - 0.25 + 0.5) / 3), 3)  # the last patient has no others
+    scored.table["control"] = np.nan
+    assert own_gain(scored) is None

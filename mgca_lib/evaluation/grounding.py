@@ -94,10 +94,11 @@ class Grounding:
     """Scores of all phrases that point at something visible.
 
     Attributes:
-        table: One row a phrase: ``row``, ``patient_id``, ``finding``, ``phrase``, ``uncertain``, ``hit``,
-            ``chance``, ``contrast``, ``ceiling``: whether any map over the same patches could hit, and
-            ``control``: how often the same maximum hits the masks of the same finding in other patients (NaN
-            without any). A model that only knows where a finding usually lies has ``hit`` equal to ``control``.
+        table: One row a phrase: ``number`` (its row in the table of phrases; for boxes, the label's place among those
+            that were read), ``row``, ``patient_id``, ``finding``, ``phrase``, ``uncertain``, ``hit``, ``chance``,
+            ``contrast``, ``ceiling``: whether any map over the same patches could hit, and ``control``: how often the
+            same maximum hits the masks of the same finding in other patients (NaN without any). A model that only
+            knows where a finding usually lies has ``hit`` equal to ``control``.
             ``near``, ``near_chance`` and ``near_control`` are the same with :data:`TOLERANCE`.
         iou: ``(N, T)`` intersection over union at ``THRESHOLDS``.
         left_out: Number of phrases for each reason to leave them out.
@@ -568,7 +569,7 @@ def ground_boxes(
             continue
         heats.append(heat)
         masks.append(mask)
-        found.append((rows[number], boxed.table["patient_id"].iat[number], label, text, False))
+        found.append((number, rows[number], boxed.table["patient_id"].iat[number], label, text, False))
     return _grounding(found, heats, masks, left_out, offset=offset)
 
 
@@ -586,6 +587,67 @@ def summarise_grounding(grounding: Grounding, *, resamples: int = 1000, seed: in
     parts = {"all": np.ones(len(table), bool)}
     parts |= {finding: (table["finding"] == finding).to_numpy() for finding in sorted(table["finding"].unique())}
     return {name: _summarise(table[part], grounding.iou[part], resamples, seed) for name, part in parts.items()}
+
+
+def pointing_gain(
+    after: Grounding, before: Grounding, *, finding: str = "all", resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """How much more often one kind of map hits than another, on the same phrases.
+
+    Phrases of a patient are averaged first; then the *differences* of the patients are drawn anew. What makes a patient
+    easy or hard for both kinds falls out, so this interval says more than the two hit rates with theirs.
+
+    Args:
+        after: Scores of one kind of map.
+        before: Scores of the other, from the same phrases or boxes. What only one of the two could score, such as a
+            phrase that the tokenizer cut off, is left out.
+        finding: ``"all"``, or one finding.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The mean difference of the hit rates over patients. Where no patient differs, a bootstrap would have no width:
+        the ends are then plus and minus the upper end of Wilson's interval for the share of patients who differ.
+
+    Raises:
+        ValueError: the two have no phrase of the finding in common, or a number means another phrase in each.
+    """
+    both = after.table.merge(before.table, on="number", suffixes=("", "_before"))
+    if any((both[key] != both[f"{key}_before"]).any() for key in ("row", "patient_id", "finding", "phrase")):
+        raise ValueError("a paired gain needs maps that were scored on the same phrases")
+    both = both if finding == "all" else both[both["finding"] == finding]
+    if both.empty:
+        raise ValueError(f"{finding!r}: the two have no phrase in common")
+    gains = (both["hit"] - both["hit_before"]).groupby(both["patient_id"]).mean().to_numpy()
+    return _mean_gain(gains, resamples, seed)
+
+
+def own_gain(grounding: Grounding, *, finding: str = "all", resamples: int = 1000, seed: int = 0) -> Interval | None:
+    """How much more often maps hit their own patient's mask than those of other patients with the finding.
+
+    Above zero is what the maps know about this patient and not about the usual place; paired as in
+    :func:`pointing_gain`.
+
+    Args:
+        grounding: Scores of the maps.
+        finding: ``"all"``, or one finding.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The mean of ``hit - control`` over patients; ``None`` where no other patient has the finding.
+    """
+    table = grounding.table if finding == "all" else grounding.table[grounding.table["finding"] == finding]
+    gains = (table["hit"] - table["control"]).groupby(table["patient_id"]).mean().dropna().to_numpy()
+    return _mean_gain(gains, resamples, seed) if len(gains) else None
+
+
+def _mean_gain(gains: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Bootstrap interval of the mean of paired differences in [-1, 1]; Wilson's end where all of them are zero."""
+    if not gains.any():
+        reach = wilson_interval(0, len(gains)).high
+        return Interval(0.0, -reach, reach, len(gains))
+    return bootstrap_interval(lambda rows: gains[rows].mean(), len(gains), resamples=resamples, seed=seed)
 
 
 @cache
@@ -628,12 +690,14 @@ def _ground(
             continue
         heats.append(heat)
         masks.append(mask)
-        rows.append((phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain)))
+        rows.append(
+            (phrase.Index, phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain))
+        )
     return _grounding(rows, heats, masks, left_out, grid=grid, offset=offset)
 
 
 def _grounding(
-    rows: Sequence[tuple[int, str, str, str, bool]],
+    rows: Sequence[tuple[int, int, str, str, str, bool]],
     heats: Sequence[Tensor],
     masks: Sequence[np.ndarray],
     left_out: dict[str, int],
@@ -648,7 +712,7 @@ def _grounding(
         score_region(enlarge_map(heat, image_size=len(mask), **place), mask)
         for heat, mask in zip(heats, masks, strict=True)
     ]
-    table = pd.DataFrame(rows, columns=["row", "patient_id", "finding", "phrase", "uncertain"])
+    table = pd.DataFrame(rows, columns=["number", "row", "patient_id", "finding", "phrase", "uncertain"])
     for name in ("hit", "chance", "contrast", "near", "near_chance"):
         table[name] = [float(getattr(score, name)) for score in scores]
     table["ceiling"] = [float(can_hit(mask, len(heat), **place)) for heat, mask in zip(heats, masks, strict=True)]
