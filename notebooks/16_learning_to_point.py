@@ -612,23 +612,37 @@ print("right" if answered else "not answered yet")
 
 # %% [markdown]
 # **2. Modify.** The pointing game looks at one pixel. `contrast` (CNR, contrast-to-noise ratio) looks at all of them: how much brighter the map is
-# inside the mask. Does it tell the same story? Choose another finding, or `iou`.
+# inside the mask. Does it tell the same story: is each step of section 5 shown to be higher, shown to be lower, or left open, just as
+# for `pointing`? Choose `contrast` or `iou`, and a finding.
 
 # %%
-my_metric = "grounding/all/contrast"
-assert my_metric in set(long["metric"]), f"choose one of {sorted(set(long['metric']))}"
-compare_steps(long, long_steps, {my_metric: my_metric})[["step", "mean", "low", "high", "words"]].round(3)
+my_metric, my_answer = None, None  # such as "grounding/nodule/contrast"; True where the story is the same, else False
+if my_metric is None or my_answer is None:
+    print("not answered yet")
+else:
+    assert my_metric in set(long["metric"]), f"choose one of {sorted(set(long['metric']))}"
+    hits = my_metric.rsplit("/", 1)[0] + "/pointing"
+    stories = compare_steps(long, long_steps, {metric: metric for metric in (hits, my_metric)})
+    print(stories[["metric", "step", "mean", "low", "high", "words"]].round(3).to_string(index=False))
+    stories["told"] = (stories["low"] > 0).astype(int) - (stories["high"] < 0).astype(int)  # 1 higher, -1 lower, 0 open
+    told = {metric: part.set_index("step")["told"].to_dict() for metric, part in stories.groupby("metric")}
+    assert my_answer == (told[hits] == told[my_metric]), "not yet: step by step, on which side of 0 is the interval?"
+    print("right")
 
 # %% [markdown]
 # **3. Research.** If the report encoder drops what films do not show yet, let it move slowly once it has learned to read:
-# `text_rate_factor` is its learning rate as a share of the others'. The cell holds a first plan, a fifth: put yours in its place. Before you train: by which numbers will you
-# choose the factor, and on which films?
+# `text_rate_factor` is its learning rate as a share of the others'; a fifth is a first plan. Before you train: by which numbers will
+# you choose the factor, and on the films of which split?
 
 # %%
-my_config = run.config.override(token_form="cta_grounded", mlm_epochs=10, text_rate_factor=0.2)
-assert my_config.training.text_rate_factor < 1, "slower than the film's side, that is"
-assert my_config.training.mlm_epochs > 0, "who has not learned to read should not slow down"
-print(f"the report encoder learns at {my_config.training.text_rate_factor:g} of the rate of the rest")
+my_factor, my_split = None, None  # a share, and "train", "valid" or "test"
+if my_factor is None or my_split is None:
+    print("not answered yet")
+else:
+    assert 0 < my_factor < 1, "not yet: slower than the film's side, that is"
+    assert my_split == "valid", "not yet: what was trained on flatters, and what is tested on must not choose"
+    my_config = run.config.override(token_form="cta_grounded", mlm_epochs=10, text_rate_factor=my_factor)
+    print(f"right: the report encoder learns at {my_config.training.text_rate_factor:g} of the rate of the rest")
 
 # %% [markdown]
 # <details><summary>Solutions</summary>
