@@ -378,7 +378,7 @@ def test_pointing_dots_show_the_methods_that_have_a_finding_and_its_references(d
     (axis,) = drawn["pointing_dots"].axes
     dots = {line.get_label(): list(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"}
     assert dots == {"cta": [0.1, 0.2], "gloria": [0.3], "chance": [0.05, 0.05], "ceiling": [0.95, 0.95]}
-    with pytest.raises(ValueError, match="no method"):
+    with pytest.raises(ValueError, match="give at least one method"):
         figures.pointing_dots({}, ["all"])
 
 
@@ -445,12 +445,93 @@ def test_colours_have_one_meaning_and_can_be_told_apart():
         (lambda: figures.image_with_masks(FILM, [MASK[:5]], ["edema"]), "mask of shape"),
         (lambda: figures.image_grid([]), "nothing to draw"),
         (lambda: figures.localisation_cases([]), "nothing to draw"),
+        (lambda: figures.interval_dots({}, value_label="AUROC"), "at least one row with a method and its score"),
+        (lambda: figures.interval_dots({"macro": {}}, value_label="AUROC"), "at least one row with a method"),
+        (lambda: figures.pointing_dots({"cta": {"all": pointing(0.1)}}, []), "at least one finding"),
+        (lambda: figures.grounding_bars({}), "at least one finding with its score"),
+        (lambda: figures.probe_bars({}), "at least one dataset with a method"),
+        (lambda: figures.probe_bars({"rsna": {"1%": {}}}), "at least one dataset with a method"),
+        (lambda: figures.retrieval_curve({}), "at least one line with its recall"),
+        (lambda: figures.retrieval_cases([]), "at least one image with the report"),
+        (lambda: figures.label_counts({}), "at least one split"),
+        (lambda: figures.label_counts({"train": {}}), "at least one label"),
+        (lambda: figures.curves([1], {}, x_label="x", y_label="y"), "at least one line"),
+        (lambda: figures.loss_curves([]), "at least one epoch"),
+        (lambda: figures.word_weights([], []), "at least one word"),
+        (lambda: figures.sinkhorn_steps([], []), "at least one matrix"),
+        (lambda: figures.prototype_grid([[]], [[]], ["one"]), "at least one prototype with an image"),
+        (lambda: figures.projection_maps({}, [], []), "at least one map"),
+        (lambda: figures.embedding_maps({}, []), "at least one map"),
+        (lambda: figures.prototype_composition([], []), "at least one study"),
         (lambda: figures.word_heat_maps(FILM, [FILM], ["left", "effusion"]), "1 maps and 2 masks for 2 words"),
     ],
 )
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+PRICE = "$5 of $9"
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.image_grid([FILM], [PRICE]),
+        lambda: figures.localisation_cases([{"film": FILM, "caption": PRICE}]),
+        lambda: figures.word_heat_maps(FILM, [FILM], [PRICE], quoted=False),
+        lambda: figures.word_heat_maps(FILM, [FILM], ["left"], title=PRICE),
+        lambda: figures.word_plate([{**PLATE[0], "caption": PRICE}]),
+        lambda: figures.word_weights([PRICE, "edema"], [0.5, 0.5]),
+        lambda: figures.retrieval_cases(
+            [{"film": FILM, "answer_film": FILM, "report": PRICE, "answer": "", "caption": ""}]
+        ),
+        lambda: figures.retrieval_cases(
+            [{"film": FILM, "answer_film": FILM, "report": "", "answer": "", "caption": PRICE}]
+        ),
+        lambda: figures.report_with_spans({"findings": "$5$ seen"}, []),
+        lambda: figures.prototype_grid([[FILM]], [["edema"]], ["one"], reports=[[("edema", PRICE)]]),
+    ],
+)
+def test_a_dollar_in_free_text_is_no_formula(draw):
+    money = [text for text in draw().findobj(mpl.text.Text) if "$" in text.get_text()]
+    assert money
+    assert not any(text.get_parse_math() for text in money)
+
+
+def test_a_dollar_in_the_title_of_a_chart_is_a_formula():
+    figure = figures.curves([1, 2], {"a": [1, 2]}, x_label="x", y_label="y", title=r"$\tau$")
+    assert figure._suptitle.get_parse_math()
+
+
+def as_seen(colour, blindness):
+    """Colour in CIE Lab as a red- or green-blind reader sees it: Machado et al. 2009, severity 1, on linear light."""
+    matrices = {
+        "none": np.eye(3),
+        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    }
+    parts = np.array(mpl.colors.to_rgb(colour))
+    light = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    light = np.clip(matrices[blindness] @ light, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ light / [0.9505, 1, 1.089] + 1e-9)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("blindness", ["none", "protan", "deutan"])
+@pytest.mark.parametrize(
+    "methods",
+    [
+        ("pretrained", "cta", "cta_grounded", "gloria"),
+        ("cta", "cta-stride-8", "cta_grounded", "cta_grounded-stride-8"),
+        ("cta_grounded", "labels", "told", "cta_grounded-stride-8", "labels-stride-8", "told-stride-8"),
+    ],
+)
+def test_heads_of_one_figure_can_be_told_apart(methods, blindness):
+    """A difference of 2.3 is just noticed side by side; dots lie apart, so ten are asked for."""
+    seen = [as_seen(figures.method_colour(name), blindness) for name in methods]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 10
 
 
 def test_boxes_lie_where_they_say_and_the_film_beside_them_stays_untouched(drawn):

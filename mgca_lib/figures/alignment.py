@@ -6,7 +6,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mgca_lib.figures.drawing import add_title, balanced, matrix_ticks, new_axes, short_number, write_numbers
+from mgca_lib.figures.drawing import (
+    add_title,
+    balanced,
+    matrix_ticks,
+    new_axes,
+    require,
+    short_number,
+    write_numbers,
+)
 from mgca_lib.figures.style import (
     INK,
     METHOD_COLOURS,
@@ -120,6 +128,7 @@ def sinkhorn_steps(matrices: Sequence[np.ndarray], titles: Sequence[str], *, tit
         titles: What was done in each step.
         title: Title of the figure.
     """
+    require(matrices, "matrix")
     matrices = [np.asarray(matrix, dtype=float) for matrix in matrices]
     height, width = matrices[0].shape
     rows, columns = balanced(len(matrices), 4)

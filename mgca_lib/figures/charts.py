@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mgca_lib.figures.drawing import add_title, level_lines, new_axes
+from mgca_lib.figures.drawing import add_title, level_lines, new_axes, require
 from mgca_lib.figures.style import (
     FINDING_COLOURS,
     INK,
@@ -33,7 +33,9 @@ def label_counts(counts: Mapping[str, Mapping[str, float]], *, unit: str = "imag
         unit: Label of the axis.
         title: Title of the figure.
     """
+    require(counts, "split with its counts")
     labels = list(dict.fromkeys(label for part in counts.values() for label in part))
+    require(labels, "label")
     figure, (axis,) = new_axes(
         1, 1, width=7.5, height=0.55 + len(labels) * (0.16 + 0.12 * len(counts)) + 0.3 * bool(title)
     )
@@ -83,6 +85,7 @@ def curves(
         dashed: Lines that are controls: dashed, in the colour of the line before them.
         title: Title of the figure.
     """
+    require(series, "line")
     figure, (axis,) = new_axes(1, 1, width=6.2, height=3.3 + 0.3 * bool(title))
     known = METHOD_COLOURS | TERM_COLOURS | FINDING_COLOURS
     colour, number = INK, 0
@@ -134,6 +137,7 @@ def loss_curves(
         chance: For each part the value of an untrained model, drawn dashed.
         title: Title of the figure.
     """
+    require(history, "epoch")
     epochs = [row["epoch"] for row in history]
     parts = [name for name in ("instance", "token", "prototype", "total") if f"train/{name}" in history[0]]
     columns = len(parts) + 1

@@ -1,7 +1,7 @@
 """Parts that several figures share: axes, films in a fixed grey window, outlines, boxes, numbers in cells."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 
 import numpy as np
 from matplotlib import patheffects
@@ -34,10 +34,20 @@ def balanced(count: int, columns: int) -> tuple[int, int]:
     return rows, math.ceil(count / rows)
 
 
-def add_title(figure: Figure, title: str) -> None:
-    """Write the title of a figure; nothing for an empty one."""
+def require(things: Sized, what: str) -> None:
+    """Refuse to draw nothing: the traceback of matplotlib would not say what is missing.
+
+    Raises:
+        ValueError: there is none of ``things``.
+    """
+    if not len(things):
+        raise ValueError(f"nothing to draw: give at least one {what}")
+
+
+def add_title(figure: Figure, title: str, *, math: bool = True) -> None:
+    """Write the title of a figure; nothing for an empty one. A ``$`` begins a formula, unless ``math`` is False."""
     if title:
-        figure.suptitle(title, fontsize=11.5, fontweight="bold")
+        figure.suptitle(title, fontsize=11.5, fontweight="bold", parse_math=math)
 
 
 def panel_letter(number: int) -> str:
@@ -76,11 +86,11 @@ def extent_of(shape: tuple[int, int]) -> tuple[float, float, float, float]:
 
 
 def show_film(axis: Axes, film: np.ndarray, title: str) -> None:
-    """Draw a film whole, in the grey window from 0 to 1, with a small title."""
+    """Draw a film whole, in the grey window from 0 to 1, with a small title, in which a ``$`` is a dollar."""
     axis.imshow(film, cmap="gray", vmin=0, vmax=1, extent=extent_of(film.shape))
     axis.set_axis_off()
     if title:
-        axis.set_title(title, fontsize=9, fontweight="normal", pad=3)
+        axis.set_title(title, fontsize=9, fontweight="normal", pad=3, parse_math=False)
 
 
 DASHES = (0, (4, 2))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from mgca_lib.figures.drawing import add_title, as_film, new_axes, show_film
+from mgca_lib.figures.drawing import add_title, as_film, new_axes, require, show_film
 from mgca_lib.figures.style import (
     GRID,
     INK,
@@ -54,6 +54,7 @@ def probe_bars(
         title: Title of the figure.
     """
     methods = list(dict.fromkeys(m for part in results.values() for share in part.values() for m in share))
+    require(methods, "dataset with a method and its score")
     figure, axes = new_axes(1, len(results), width=max(4.2, 3.05 * len(results)), height=3.6 + 0.3 * bool(title))
     step = 0.8 / len(methods)
     for axis, (dataset, part) in zip(axes, results.items(), strict=True):
@@ -105,8 +106,9 @@ def retrieval_curve(
         chance: For each K the recall of a random ranking.
         title: Title of the figure.
     """
-    figure, (axis,) = new_axes(1, 1, width=5.6, height=3.4 + 0.3 * bool(title))
     ticks = sorted({k for part in recalls.values() for k in part})
+    require(ticks, "line with its recall at some K")
+    figure, (axis,) = new_axes(1, 1, width=5.6, height=3.4 + 0.3 * bool(title))
     for number, (name, part) in enumerate(recalls.items()):
         colour = MODALITY_COLOURS.get(name.split(" ")[0], SERIES[number % len(SERIES)])
         ks = list(part)
@@ -136,6 +138,7 @@ def retrieval_cases(cases: Sequence[Mapping[str, Any]], *, title: str = "") -> F
             ``caption``, a short text below the film. Long texts are cut.
         title: Title of the figure.
     """
+    require(cases, "image with the report that was preferred")
     height = 1.85
     figure = Figure(figsize=(WIDTH, height * len(cases) + 0.3 + 0.3 * bool(title)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -145,11 +148,13 @@ def retrieval_cases(cases: Sequence[Mapping[str, Any]], *, title: str = "") -> F
         for axis, key in ((row[0], "film"), (row[3], "answer_film")):
             show_film(axis, as_film(case[key]), "")
             axis.set_anchor("N")
-        row[0].text(0.5, -0.04, case["caption"], transform=row[0].transAxes, ha="center", va="top", fontsize=8)
+        below = {"ha": "center", "va": "top", "fontsize": 8, "parse_math": False}
+        row[0].text(0.5, -0.04, case["caption"], transform=row[0].transAxes, **below)
         for axis, key, colour in ((row[1], "report", INK), (row[2], "answer", METHOD_COLOURS["ita only"])):
             axis.set_axis_off()
             lines = textwrap.wrap(case[key], 44, max_lines=12, placeholder=" ...")
-            axis.text(0.02, 0.98, "\n".join(lines), transform=axis.transAxes, va="top", fontsize=7.5, color=INK)
+            written = {"va": "top", "fontsize": 7.5, "color": INK, "parse_math": False}
+            axis.text(0.02, 0.98, "\n".join(lines), transform=axis.transAxes, **written)
             axis.plot([-0.02, -0.02], [0, 1], transform=axis.transAxes, color=colour, linewidth=2, clip_on=False)
         if number == 0:
             for axis, head in zip(row, heads, strict=True):
@@ -170,6 +175,7 @@ def grounding_bars(
         value_label: Label of the axis.
         title: Title of the figure.
     """
+    require(scores, "finding with its score")
     names = list(scores)
     figure, (axis,) = new_axes(1, 1, width=7.2, height=0.34 * len(names) + 1.25 + 0.3 * bool(title))
     for place, name in enumerate(names):
@@ -210,10 +216,10 @@ def pointing_dots(
         references: ``"chance"``, ``"ceiling"`` or both, drawn as the first method has them.
 
     Raises:
-        ValueError: there is no method.
+        ValueError: there is no method, or no row.
     """
-    if not summaries:
-        raise ValueError("no method to draw")
+    require(summaries, "method")
+    require(findings, "finding")
     first = next(iter(summaries.values()))
     rows = {}
     for finding in findings:
@@ -241,6 +247,7 @@ def interval_dots(
         title: Title of the figure.
     """
     methods = list(dict.fromkeys(method for row in scores.values() for method in row))
+    require(methods, "row with a method and its score")
     figure, (axis,) = new_axes(
         1, 1, width=7.2, height=1.35 + len(scores) * (0.16 + 0.13 * len(methods)) + 0.3 * bool(title)
     )

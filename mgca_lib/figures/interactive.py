@@ -215,7 +215,15 @@ def _write_report(axis: Axes, study: Mapping[str, Any], picked: int, heading: st
         if number == picked:
             frame = Rectangle((x - 0.03, y - 0.01), length + 0.06, line, fill=False, linewidth=1.6)
             axis.add_patch(frame).set(edgecolor=MODALITY_COLOURS["report"], zorder=3)
-        axis.text(x, y + line / 2 - 0.01, study["words"][number], fontproperties=font, va="center", color=INK)
+        axis.text(
+            x,
+            y + line / 2 - 0.01,
+            study["words"][number],
+            fontproperties=font,
+            va="center",
+            color=INK,
+            parse_math=False,
+        )
     if lines > room:
         part = f"lines {start + 1} to {start + room} of {lines}"
         axis.text(width - 0.1, room * line + 0.36, part, fontsize=7, ha="right", va="top", color=MUTED)

@@ -133,7 +133,7 @@ def _map_report(axis: Axes, report: str) -> None:
         lines = [*lines[:7], lines[7] + " ..."]
     axis.text(2.4, 38.2, "REPORT", fontsize=7, fontweight="bold", color=MUTED, va="center")
     for number, text in enumerate(lines):
-        axis.text(2.4, 40.7 + 1.95 * number, text, fontproperties=font, va="center")
+        axis.text(2.4, 40.7 + 1.95 * number, text, fontproperties=font, va="center", parse_math=False)
     axis.text(11, 57.4, "its report", ha="center", va="center", fontsize=8.5, color=MUTED)
 
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mgca_lib.figures.drawing import add_title, as_film, new_axes, panel_letter
+from mgca_lib.figures.drawing import add_title, as_film, new_axes, panel_letter, require
 from mgca_lib.figures.style import (
     FINDING_COLOURS,
     GRID,
@@ -46,6 +46,7 @@ def prototype_grid(
     Raises:
         ValueError: images, captions, names or reports are not equally many.
     """
+    require([image for row in images for image in row], "prototype with an image")
     columns = max(len(row) for row in images)
     room = 1.2 if reports is None else 4.4
     side = min(1.5, (WIDTH - room) / columns)
@@ -98,6 +99,7 @@ def projection_maps(
         top_clusters: So many of the most frequent prototypes get a colour of their own, the others are grey.
         title: Title of the figure.
     """
+    require(maps, "map")
     findings, clusters = np.asarray(findings), np.asarray(clusters)
     numbers, counts = np.unique(clusters, return_counts=True)
     largest = numbers[np.argsort(-counts, kind="stable")][:top_clusters]
@@ -171,6 +173,7 @@ def embedding_maps(
         colours: Colour of each group that is neither.
         title: Title of the figure.
     """
+    require(maps, "map")
     groups = np.asarray(groups)
     names = sorted(set(groups), key=lambda name: (name == "no finding", -int((groups == name).sum())))
     known = MODALITY_COLOURS | dict(colours or {})
@@ -203,6 +206,7 @@ def prototype_composition(
         top: Number of prototypes shown, the largest first.
         title: Title of the figure.
     """
+    require(clusters, "study")
     clusters, findings = np.asarray(clusters), np.asarray(findings)
     numbers, counts = np.unique(clusters, return_counts=True)
     shown = numbers[np.argsort(-counts, kind="stable")][:top]
@@ -232,4 +236,4 @@ def _write_reports(axis: Axes, reports: Sequence[tuple[str, str]], *, width: flo
         colour = readable(finding_colour(finding))
         axis.text(0, top, finding, fontsize=7.5, fontweight="bold", color=colour, va="top")
         lines = textwrap.wrap(text, int(width / 0.05), max_lines=fitting, placeholder=" ...")
-        axis.text(0, top + line, "\n".join(lines), fontsize=7, va="top", linespacing=1.15)
+        axis.text(0, top + line, "\n".join(lines), fontsize=7, va="top", linespacing=1.15, parse_math=False)

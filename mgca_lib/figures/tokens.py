@@ -22,6 +22,7 @@ from mgca_lib.figures.drawing import (
     new_axes,
     outline,
     panel_letter,
+    require,
     show_film,
     text_width,
 )
@@ -129,7 +130,7 @@ def word_heat_maps(
         heat_bar(figure, axes, top, value_label)
     if any(mask is not None for mask in masks):
         figure.legend(handles=[_truth_handle(outline_label)], loc="outside lower center")
-    add_title(figure, title)
+    add_title(figure, title, math=False)  # usually a phrase of a report
     return figure
 
 
@@ -180,6 +181,7 @@ def word_plate(
         show_film(row[0], film, " \nfilm alone")  # the empty line keeps room for the caption
         name = f"{panel_letter(number)}  {study.get('caption', '')}".rstrip()
         place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+        place["parse_math"] = False
         caption = row[0].annotate(name, (0, 1), xytext=(0, 15), fontsize=9.5, fontweight="bold", **place)
         caption.set_in_layout(False)  # it may reach over its neighbours
         masks = study.get("masks") or [None] * len(study["words"])
@@ -250,7 +252,7 @@ def report_with_spans(
     for number, (x, y, text, span) in enumerate(placed):
         if span is not None:
             _mark_word(axis, x, y, text_width(text, font), _joins(placed, number, space), span)
-        axis.text(x, y + 0.14, text, fontproperties=font, va="center", color=INK)
+        axis.text(x, y + 0.14, text, fontproperties=font, va="center", color=INK, parse_math=False)
     if shown:
         handles = [Patch(facecolor=tint(finding_colour(name), 0.45), label=name) for name in shown]
         own = [span for _, _, _, span in placed if span is not None]
@@ -276,6 +278,7 @@ def word_weights(words: Sequence[str], weights: Sequence[float], *, title: str =
         weights: Their weights, sum 1.
         title: Title of the figure.
     """
+    require(words, "word")
     rows = math.ceil(len(words) / 24)
     width = math.ceil(len(words) / rows)
     figure, axes = new_axes(
@@ -298,7 +301,7 @@ def word_weights(words: Sequence[str], weights: Sequence[float], *, title: str =
                 fontsize=8,
                 color=MUTED,
             )
-        axis.set_xticks(range(len(own)), own, rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_xticks(range(len(own)), own, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
         axis.set(xlim=(-0.6, width - 0.4), ylim=(0, top), ylabel="weight")
     add_title(figure, title)
     return figure
