@@ -596,7 +596,7 @@ for method, trunk in trunks.items():
     )
 true_masks = mask_images[2].masks()
 average = mask_images[0].masks().mean(axis=0)
-habits = [np.repeat((average / average.max())[None], len(part), axis=0) for part in mask_images[1:]]
+habits = [np.broadcast_to(average / average.max(), (len(part), *average.shape)) for part in mask_images[1:]]
 where = choose_threshold(habits[0], mask_images[1].masks(), rule="positive")  # on validation films, as a decoder's
 habit_scores = dice_scores(habits[1] > where, true_masks)
 present = mask_images[2].present
