@@ -731,7 +731,7 @@ for encoders, found in remains.items():
 pd.DataFrame(lines).sort_index(axis=1, level=0, sort_remaining=False)
 
 # %% [markdown]
-# Look at the last column under *report*, patients drawn anew for both probes at once. Where it lies below zero, interval included,
+# Look at *what training added* under *report*, patients drawn anew for both probes at once. Where it lies below zero, interval included,
 # training made the report encoder forget what is written in front of it; look under *film* for a possible reason. What the film's
 # vector does not show, the report's vector cannot be matched with, and there it is only in the way. So the two sides may wait for each
 # other: words drop a finding that patches do not show, and patches have nobody left to learn it from. That would spare what is easy to

@@ -583,7 +583,7 @@ def test_a_gain_is_paired_by_phrase_and_patient(tmp_path):
     found = pointing_gain(after, before, resamples=4000)
     spread = np.std(by_hand) / np.sqrt(10)
     assert (found.mean, found.n) == (pytest.approx(np.mean(by_hand)), 10)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.2)  # ten patients: steps of .05
     assert pointing_gain(before, after, resamples=10).mean == pytest.approx(-found.mean)
     mixed = after.table.sample(frac=1, random_state=0).iloc[:-2]  # another order, and two phrases that it lacks
     common = pointing_gain(replace(after, table=mixed), before, finding="nodule", resamples=10)

@@ -606,8 +606,8 @@ def pointing_gain(
         seed: Seed of the bootstrap.
 
     Returns:
-        The mean difference of the hit rates over patients. Where no patient differs, a bootstrap would have no width:
-        the ends are then plus and minus the upper end of Wilson's interval for the share of patients who differ.
+        The mean difference of the hit rates over patients. Where it is the same in all of them, a bootstrap would have
+        no width: the ends then lie as far off as Wilson's upper end for the share of patients with another difference.
 
     Raises:
         ValueError: the two have no phrase of the finding in common, or a number means another phrase in each.
@@ -643,10 +643,10 @@ def own_gain(grounding: Grounding, *, finding: str = "all", resamples: int = 100
 
 
 def _mean_gain(gains: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Bootstrap interval of the mean of paired differences in [-1, 1]; Wilson's end where all of them are zero."""
-    if not gains.any():
-        reach = wilson_interval(0, len(gains)).high
-        return Interval(0.0, -reach, reach, len(gains))
+    """Bootstrap interval of the mean of paired differences in [-1, 1]; by Wilson where all of them are equal."""
+    if not np.ptp(gains):
+        mean, reach = float(gains[0]), wilson_interval(0, len(gains)).high
+        return Interval(mean, max(mean - reach, -1.0), min(mean + reach, 1.0), len(gains))
     return bootstrap_interval(lambda rows: gains[rows].mean(), len(gains), resamples=resamples, seed=seed)
 
 
