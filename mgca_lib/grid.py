@@ -255,27 +255,34 @@ def measure_prototypes(
     any case, so that models with and without prototype alignment can be compared; k-means also with each number of
     clusters in :data:`CLUSTERS`, so that those with different numbers of prototypes can be, too.
 
+    k-means finds its centres among the test films that it is scored on (without their labels), and findings are
+    shuffled between studies, not patients. Both hold for every cell of the committed tables, so variants can be
+    compared. Notebook 11 fits k-means on training films and shuffles patients; do not hold its numbers against these.
+
     Returns:
-        ``prototypes/nmi`` (equal to the V-measure), ``prototypes/purity`` and ``prototypes/nmi_shuffled``, if
-        prototypes were trained; ``prototypes/kmeans_nmi`` and ``prototypes/kmeans_nmi_shuffled`` always; and
-        ``prototypes/kmeans_K/nmi``, ``.../nmi_shuffled`` and ``.../purity`` for each K of at most as many films.
+        ``prototypes/nmi`` (equal to the V-measure), ``prototypes/purity``, ``prototypes/nmi_shuffled`` and
+        ``prototypes/purity_shuffled``, if prototypes were trained; ``prototypes/kmeans_nmi`` and
+        ``prototypes/kmeans_nmi_shuffled`` always; and ``prototypes/kmeans_K/nmi``, ``.../nmi_shuffled``, ``.../purity``
+        and ``.../purity_shuffled`` for each K of at most as many films. Cells of the committed tables have no
+        ``purity_shuffled``.
     """
     test = test.select(~test.table["study_id"].duplicated().to_numpy())
     image, _ = embed_pairs(model, model_pairs(model, tokenizer, test))
     labels = dominant_finding(test.labels(list(findings)), findings)
-    groups = test.table["patient_id"].tolist()
+    same = {"groups": test.table["patient_id"].tolist(), "shuffle_groups": False, "seed": seed}
     found: dict[str, Interval | float] = {}
     if model.config.alignment.prototype_weight:
         temperature = model.config.alignment.prototype_temperature
         clusters = assign_prototypes(image, model.prototypes, temperature=temperature).cluster
-        agreement = cluster_agreement(clusters, labels, groups=groups, seed=seed)
+        agreement = cluster_agreement(clusters, labels, **same)
         found["prototypes/nmi"] = agreement.measures["nmi"]
         found["prototypes/purity"] = agreement.measures["purity"]
         found["prototypes/nmi_shuffled"] = agreement.chance["nmi"]
+        found["prototypes/purity_shuffled"] = agreement.chance["purity"]
     own = min(model.config.alignment.num_prototypes, len(test))
     for count in dict.fromkeys((own, *(count for count in CLUSTERS if count <= len(test)))):
         by_means = assign_prototypes(image, kmeans_prototypes(image, count, seed=seed)).cluster
-        agreement = cluster_agreement(by_means, labels, groups=groups, seed=seed)
+        agreement = cluster_agreement(by_means, labels, **same)
         if count == own:
             found["prototypes/kmeans_nmi"] = agreement.measures["nmi"]
             found["prototypes/kmeans_nmi_shuffled"] = agreement.chance["nmi"]
@@ -283,6 +290,7 @@ def measure_prototypes(
             found[f"prototypes/kmeans_{count}/nmi"] = agreement.measures["nmi"]
             found[f"prototypes/kmeans_{count}/nmi_shuffled"] = agreement.chance["nmi"]
             found[f"prototypes/kmeans_{count}/purity"] = agreement.measures["purity"]
+            found[f"prototypes/kmeans_{count}/purity_shuffled"] = agreement.chance["purity"]
     return found
 
 

@@ -6,7 +6,11 @@ import torch
 from sklearn import metrics
 
 from mgca_lib.evaluation.prototypes import (
+    AGREEMENT_MEASURES,
+    FEWEST_SHUFFLED,
     Assignment,
+    agreement_ceiling,
+    agreement_difference,
     assign_prototypes,
     cluster_agreement,
     dominant_finding,
@@ -14,6 +18,7 @@ from mgca_lib.evaluation.prototypes import (
     modality_agreement,
     nearest_members,
     project,
+    shuffled_labels,
 )
 
 
@@ -117,6 +122,125 @@ def test_bootstrap_repeats_and_groups_count():
     assert first.measures["nmi"].n == 20
 
 
+def test_patients_are_shuffled_whole():
+    """Ten studies a patient, of one finding and in a cluster of their own: whoever swaps patients breaks no cluster."""
+    patients = np.repeat(np.arange(20), 10)
+    labels = np.repeat(list("abcd"), 50)
+    whole = cluster_agreement(patients, labels, groups=patients, resamples=2)
+    torn = cluster_agreement(patients, labels, groups=patients, shuffle_groups=False, resamples=2)
+    assert whole.measures == torn.measures
+    assert whole.chance["purity"] == 1
+    assert whole.chance["homogeneity"] == pytest.approx(1, abs=1e-12)
+    assert torn.chance["purity"] < 0.55  # the most frequent of four labels among ten draws
+    assert whole.above_chance("nmi").mean == pytest.approx(0, abs=1e-12)
+    assert torn.above_chance("nmi").low > 0.4
+
+
+def test_patients_with_as_many_studies_swap_whole_and_others_join_the_next():
+    counts = [1] * 12 + [2] * 12 + [3] * 4 + [7]  # three and seven are too few, and join the twos
+    assert FEWEST_SHUFFLED == 10
+    patients = np.random.default_rng(8).permutation(np.repeat(np.arange(len(counts)), counts))
+    labels = patients.copy()  # a label says whose it was
+    dealt = shuffled_labels(labels, groups=patients, count=400, seed=1)
+    assert all(sorted(one) == sorted(labels) for one in dealt)
+    few = patients < 12
+    assert all(set(one[few]) == set(range(12)) for one in dealt)  # patients with one study swap among themselves
+    assert np.mean([one[few] == labels[few] for one in dealt]) == pytest.approx(1 / 12, abs=0.02)
+    most = patients == 28  # nobody else has seven studies, and yet they get others' labels as a rule
+    assert np.mean([one[most] == 28 for one in dealt]) < 0.5
+    twos = patients[patients < 24]
+    swapped = shuffled_labels(twos, groups=twos, count=50)
+    assert all(len(set(one[twos == name])) == 1 for one in swapped for name in range(24))
+
+
+def test_labels_of_a_patient_keep_their_order():
+    patients = np.tile(np.arange(15), 3)  # each patient's studies lie apart
+    labels = np.array([f"{name} {number}" for name, number in zip(patients, np.repeat(range(3), 15), strict=True)])
+    for dealt in shuffled_labels(labels, groups=[f"p{name}" for name in patients], count=20):
+        for name in range(15):
+            whose, numbers = zip(*(label.split() for label in dealt[patients == name]), strict=True)
+            assert len(set(whose)) == 1
+            assert numbers == ("0", "1", "2")
+
+
+def test_a_patient_with_one_study_is_a_study():
+    """Both ways of shuffling are then draws from the same distribution: their means agree."""
+    rng = np.random.default_rng(9)
+    clusters, labels, names = rng.integers(0, 12, 90), rng.choice(["a", "b", "c"], 90), [f"p{i}" for i in range(90)]
+    whole, torn = (
+        cluster_agreement(clusters, labels, groups=names, shuffle_groups=way, resamples=2, permutations=2000).chance
+        for way in (True, False)
+    )
+    for name in AGREEMENT_MEASURES:  # standard errors of both means are below 0.001
+        assert whole[name] == pytest.approx(torn[name], abs=0.005), name
+
+
+@pytest.mark.parametrize(
+    ("clusters", "labels", "nmi", "homogeneity", "completeness", "purity"),
+    [
+        ("AABB", "eenn", 1, 1, 1, 1),
+        ("ABAB", "eenn", 1, 1, 1, 1),  # crossed: it tells nothing, but clusters of its sizes could tell all
+        ("ABCD", "eenn", 2 / 3, 1, 1 / 2, 1),  # 2 bits and 1 bit
+        ("ABCDEFGH", "aabbccdd", 4 / 5, 1, 2 / 3, 1),  # 3 bits and 2 bits
+        ("AAAABBBB", "aabbccdd", 2 / 3, 1 / 2, 1, 1 / 2),  # 1 bit and 2 bits; two of four labels get a name
+        ("AABC", "eenn", 4 / 5, 1, 2 / 3, 1),  # 1.5 bits and 1 bit
+        ("AAAA", "eeen", 0, 0, 1, 3 / 4),
+        ("AAAA", "eeee", 1, 1, 1, 1),
+    ],
+)
+def test_ceiling_by_hand(clusters, labels, nmi, homogeneity, completeness, purity):
+    expected = {"nmi": nmi, "homogeneity": homogeneity, "completeness": completeness, "purity": purity}
+    found = cluster_agreement(np.array(list(clusters)), list(labels), resamples=2, permutations=2)
+    assert found.ceiling == pytest.approx(expected, abs=1e-12)
+    assert agreement_ceiling(np.array(list(clusters)), list(labels)) == found.ceiling
+    for name in AGREEMENT_MEASURES:
+        assert found.room(name) == pytest.approx(expected[name] - found.chance[name], abs=1e-12)
+
+
+def test_no_clustering_passes_the_ceiling_and_pure_ones_reach_it():
+    rng = np.random.default_rng(10)
+    labels = rng.choice(list("abcde"), 300, p=[0.4, 0.3, 0.15, 0.1, 0.05])
+    rooms = []
+    for count in (2, 5, 20, 80):
+        found = cluster_agreement(rng.integers(0, count, 300), labels, resamples=2)
+        assert all(found.measures[name].mean <= found.ceiling[name] + 1e-12 for name in AGREEMENT_MEASURES)
+        rooms.append(found.room("nmi"))
+    assert rooms[1] > rooms[2] > rooms[3]
+    pure = np.array([f"{label}{row % 7}" for row, label in enumerate(labels)])
+    found = cluster_agreement(pure, labels, resamples=2)
+    assert {name: value.mean for name, value in found.measures.items()} == pytest.approx(found.ceiling, abs=1e-12)
+
+
+def test_room_is_that_of_adjusted_mutual_information():
+    """scikit-learn's adjusted score with the smaller entropy as its maximum is what is above chance over the room."""
+    rng = np.random.default_rng(11)
+    labels = rng.choice(["a", "b", "c"], 150)
+    clusters = np.where(rng.random(150) < 0.5, np.unique(labels, return_inverse=True)[1], rng.integers(0, 15, 150))
+    found = cluster_agreement(clusters, labels, resamples=2, permutations=3000)
+    expected = metrics.adjusted_mutual_info_score(labels, clusters, average_method="min")
+    assert found.above_chance("nmi").mean / found.room("nmi") == pytest.approx(expected, abs=0.003)
+
+
+def test_difference_is_that_of_both_above_chance_and_paired():
+    rng = np.random.default_rng(12)
+    number = rng.integers(0, 4, 240)
+    labels, patients = np.array(list("abcd"))[number], np.repeat(np.arange(80), 3)
+    noisy = np.where(rng.random(240) < 0.5, number, rng.integers(0, 4, 240))
+    better = np.where(rng.random(240) < 0.3, number, noisy)  # the same, and some more put right
+    for measure in ("nmi", "purity"):
+        settings = {"groups": patients, "seed": 3}
+        found = agreement_difference(better, noisy, labels, measure=measure, **settings)
+        one, other = (cluster_agreement(part, labels, **settings).above_chance(measure) for part in (better, noisy))
+        assert found.mean == pytest.approx(one.mean - other.mean, abs=1e-12)
+        assert found.n == 80
+        assert found.low > 0
+        assert found.high - found.low < np.hypot(one.high - one.low, other.high - other.low)
+        back = agreement_difference(noisy, better, labels, measure=measure, **settings)
+        assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low), abs=1e-12)
+    same = agreement_difference(noisy, noisy + 7, labels, groups=patients)
+    assert (same.mean, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
 def test_modality_agreement_and_its_chance():
     rng = np.random.default_rng(3)
     a, b = rng.choice(3, 4000, p=[0.6, 0.3, 0.1]), rng.choice(3, 4000, p=[0.2, 0.2, 0.6])
@@ -200,6 +324,10 @@ def test_perplexity_is_handed_on_and_cut_for_few_points():
         (lambda: assign_prototypes(torch.ones(2, 3), torch.ones(2, 4)), "expected"),
         (lambda: assign_prototypes(torch.ones(2, 3), torch.ones(2, 3), temperature=0), "positive"),
         (lambda: cluster_agreement(np.zeros(3, int), ["a"]), "clusters for"),
+        (lambda: shuffled_labels(np.zeros(3), groups=["p"]), "1 group names for 3 labels"),
+        (lambda: agreement_ceiling(np.zeros(3, int), ["a"]), "clusters for"),
+        (lambda: agreement_difference(np.zeros(2, int), np.zeros(3, int), ["a", "b"]), "clusters for"),
+        (lambda: agreement_difference(np.zeros(1, int), np.zeros(1, int), ["a"], measure="NMI"), "not one of purity"),
         (lambda: kmeans_prototypes(torch.ones(3, 2), 4), "between 1 and the 3 studies"),
         (lambda: kmeans_prototypes(torch.full((3, 2), torch.nan), 2), "not finite"),
     ],

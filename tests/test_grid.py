@@ -84,15 +84,18 @@ def test_reading_leaves_out_what_a_split_lacks(setting):
     }
 
 
+PARTS = ("nmi", "nmi_shuffled", "purity", "purity_shuffled")
+
+
 def test_prototypes_only_where_they_were_trained(setting, monkeypatch):
     model, tokenizer, studies = setting
     monkeypatch.setattr(grid, "CLUSTERS", (5, 7, 1000))  # there are 48 films
     by_means = {"prototypes/kmeans_nmi", "prototypes/kmeans_nmi_shuffled"}
-    by_means |= {f"prototypes/kmeans_{k}/{part}" for k in (5, 7) for part in ("nmi", "nmi_shuffled", "purity")}
+    by_means |= {f"prototypes/kmeans_{k}/{part}" for k in (5, 7) for part in PARTS}
     found = grid.measure_prototypes(
         model, tokenizer, studies.split("test"), findings=["Edema", "Consolidation"], seed=0
     )
-    assert set(found) == {"prototypes/nmi", "prototypes/purity", "prototypes/nmi_shuffled"} | by_means
+    assert set(found) == {f"prototypes/{part}" for part in PARTS} | by_means
     without = build_model(tiny_config(prototype_weight=0.0), tokenizer, seed=1).eval()
     found = grid.measure_prototypes(without, tokenizer, studies.split("test"), findings=["Edema"], seed=0)
     assert set(found) == by_means
@@ -178,15 +181,18 @@ def test_prototypes_are_judged_by_one_film_of_each_study(setting, twos, monkeypa
     temperature = model.config.alignment.prototype_temperature
     clusters = assign_prototypes(image, model.prototypes, temperature=temperature).cluster
     labels = dominant_finding(first.labels(FEW), FEW)
-    own = cluster_agreement(clusters, labels, groups=first.table["patient_id"].tolist(), seed=0)
+    same = {"groups": first.table["patient_id"].tolist(), "shuffle_groups": False, "seed": 0}
+    own = cluster_agreement(clusters, labels, **same)
     monkeypatch.setattr(grid, "CLUSTERS", (7,))
     found = grid.measure_prototypes(model, tokenizer, test, findings=FEW, seed=0)
     seven = assign_prototypes(image, kmeans_prototypes(image, 7, seed=0)).cluster
-    by_means = cluster_agreement(seven, labels, groups=first.table["patient_id"].tolist(), seed=0)
+    by_means = cluster_agreement(seven, labels, **same)
     assert found["prototypes/kmeans_7/nmi"] == by_means.measures["nmi"]
     assert found["prototypes/kmeans_7/purity"] == by_means.measures["purity"]
     assert found["prototypes/kmeans_7/nmi_shuffled"] == by_means.chance["nmi"]
+    assert found["prototypes/kmeans_7/purity_shuffled"] == by_means.chance["purity"]
     assert found["prototypes/nmi"] == own.measures["nmi"]
     assert found["prototypes/purity"] == own.measures["purity"]
     assert found["prototypes/nmi_shuffled"] == own.chance["nmi"]
+    assert found["prototypes/purity_shuffled"] == own.chance["purity"]
     assert found["prototypes/nmi"] != found["prototypes/purity"]

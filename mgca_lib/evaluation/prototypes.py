@@ -14,6 +14,8 @@ from torch import Tensor
 from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
 
 AGREEMENT_MEASURES = ("purity", "nmi", "homogeneity", "completeness")
+FEWEST_SHUFFLED = 10
+"""Patients with the same number of studies swap labels; where fewer have it, the next number joins them."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,19 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well a clustering agrees with one label a study, beside what shuffled labels would reach.
+    """How well a clustering agrees with one label a study, between what shuffled labels and pure clusters would reach.
 
     Attributes:
         measures: Interval of each of ``AGREEMENT_MEASURES``, over studies.
         chance: The same measures with the labels shuffled, mean over shuffles. Purity and NMI grow with the
             number of clusters, so they mean nothing without it.
+        ceiling: The same measures of pure clusters that are as uneven as these, see `agreement_ceiling`.
         clusters: Number of prototypes that have at least one study.
     """
 
     measures: dict[str, Interval]
     chance: dict[str, float]
+    ceiling: dict[str, float]
     clusters: int
 
     @property
@@ -53,6 +57,10 @@ class Agreement:
         """One of ``AGREEMENT_MEASURES`` minus its chance level, which counts as known."""
         found, chance = self.measures[name], self.chance[name]
         return Interval(found.mean - chance, found.low - chance, found.high - chance, found.n)
+
+    def room(self, name: str) -> float:
+        """The most that `above_chance` could be: ceiling minus chance level."""
+        return self.ceiling[name] - self.chance[name]
 
 
 def assign_prototypes(embeddings: Tensor, prototypes: Tensor, *, temperature: float = 0.2) -> Assignment:
@@ -153,21 +161,25 @@ def cluster_agreement(
     labels: Sequence[str] | np.ndarray,
     *,
     groups: Sequence[Hashable] | None = None,
+    shuffle_groups: bool = True,
     resamples: int = 200,
     permutations: int = 100,
     seed: int = 0,
 ) -> Agreement:
-    """Purity, normalised mutual information and its two halves, with intervals and a chance level.
+    """Purity, normalised mutual information and its two halves, with intervals, a chance level and a ceiling.
 
     NMI uses the arithmetic mean of both entropies, which makes it the same number as the V-measure;
     homogeneity and completeness are the two halves of that mean. The intervals are normal ones (estimate
     plus and minus 1.96 bootstrap standard errors): a resample repeats studies, which raises all four
     measures, and percentiles of raised values would not surround the estimate.
 
+    The labels behind the chance level are shuffled by whole groups where there are groups, see `shuffled_labels`.
+
     Args:
         clusters: ``(N,)`` cluster numbers or names.
         labels: ``(N,)`` one label a study, see `dominant_finding`.
-        groups: ``N`` names, for example patients, that are drawn together by the bootstrap.
+        groups: ``N`` names, for example patients, that are drawn together by the bootstrap and shuffled together.
+        shuffle_groups: False shuffles study by study in spite of ``groups``.
         resamples: Number of bootstrap resamples.
         permutations: Number of label shuffles behind the chance level.
         seed: Seed of both.
@@ -179,10 +191,7 @@ def cluster_agreement(
     >>> result.measures["purity"].mean, result.measures["completeness"].mean < 1, result.clusters
     (1.0, True, 3)
     """
-    # Only which studies share one counts, so -1 for "none" is a cluster like any other.
-    clusters, label_number = (np.unique(np.asarray(part), return_inverse=True)[1] for part in (clusters, labels))
-    if clusters.shape != label_number.shape or clusters.ndim != 1:
-        raise ValueError(f"{clusters.shape} clusters for {label_number.shape} labels")
+    clusters, label_number = _numbered(clusters, labels)
     measures = {
         name: bootstrap_interval(
             lambda rows, name=name: _agreement(clusters[rows], label_number[rows], name),
@@ -195,13 +204,143 @@ def cluster_agreement(
         )
         for name in AGREEMENT_MEASURES
     }
-    rng = np.random.default_rng(seed)
-    shuffled = [rng.permutation(label_number) for _ in range(permutations)]
+    shuffled = shuffled_labels(label_number, groups=groups if shuffle_groups else None, count=permutations, seed=seed)
     chance = {
         name: float(np.mean([_agreement(clusters, shuffle, name) for shuffle in shuffled]))
         for name in AGREEMENT_MEASURES
     }
-    return Agreement(measures, chance, len(np.unique(clusters)))
+    return Agreement(measures, chance, agreement_ceiling(clusters, label_number), len(np.unique(clusters)))
+
+
+def shuffled_labels(
+    labels: np.ndarray, *, groups: Sequence[Hashable] | None = None, count: int = 100, seed: int = 0
+) -> list[np.ndarray]:
+    """Deal the same labels out anew, so that they have nothing to do with the studies any more.
+
+    Studies of one patient look alike and share findings. Shuffled one by one, both are torn apart, and what a cluster
+    of one patient's studies seems to know stands above chance though nothing was learned about findings. So patients
+    are shuffled whole: each gets all labels of another with as many studies, in their order. Where fewer than
+    :data:`FEWEST_SHUFFLED` patients have a number of studies, those with the next number join them; their labels are
+    laid end to end in one random order and dealt out in another, and only there a patient's labels may be divided.
+    What goes along with the number of studies itself is not shuffled away.
+
+    Args:
+        labels: ``(N,)`` one label a study.
+        groups: ``N`` names, for example patients, that are shuffled whole. Without it every study is shuffled alone.
+        count: Number of shuffles.
+        seed: Seed of them.
+
+    Returns:
+        ``count`` arrays ``(N,)``, each with every label as often as ``labels``.
+
+    Raises:
+        ValueError: the group names do not fit.
+
+    >>> (dealt,) = shuffled_labels(np.array(["a", "a", "b", "b"]), groups=["p", "p", "q", "q"], count=1)
+    >>> dealt.tolist() in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
+    True
+    """
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        return [rng.permutation(labels) for _ in range(count)]
+    if len(groups) != len(labels):
+        raise ValueError(f"{len(groups)} group names for {len(labels)} labels")
+    sets = _sets_of_groups(groups)
+    shuffled = []
+    for _ in range(count):
+        dealt = labels.copy()
+        for members in sets:
+            givers, takers = (np.concatenate([members[n] for n in rng.permutation(len(members))]) for _ in range(2))
+            dealt[takers] = labels[givers]
+        shuffled.append(dealt)
+    return shuffled
+
+
+def agreement_ceiling(clusters: np.ndarray, labels: Sequence[str] | np.ndarray) -> dict[str, float]:
+    """What perfectly pure clusters, as many and as uneven as these, would reach.
+
+    Clusters cannot tell more about labels than the labels hold, nor more than the clusters hold. So the most that they
+    can share is the smaller of the two entropies, and in the ceiling of NMI it takes the place of what they do share:
+    ``min(H_cluster, H_label) / ((H_cluster + H_label) / 2)``. It falls as clusters become more than labels, so NMI
+    above chance has less and less room. Where clusters have the larger entropy, it is the NMI of clusters with one
+    label each; else of clusters that divide no label. Entropies count, not the sizes one by one: whether the labels
+    can be dealt out so that every size is met is not asked, so the true ceiling may lie a little lower.
+
+    Args:
+        clusters: ``(N,)`` cluster numbers or names.
+        labels: ``(N,)`` one label a study.
+
+    Returns:
+        The ceiling of each of ``AGREEMENT_MEASURES``. That of purity is the share of studies with one of the ``K`` most
+        frequent labels, for ``K`` clusters in use, since each cluster names itself after one label.
+
+    Raises:
+        ValueError: lengths differ.
+
+    >>> ceiling = agreement_ceiling(np.arange(4), ["a", "a", "b", "b"])  # every study alone: 1 bit of 2
+    >>> round(ceiling["nmi"], 3), ceiling["homogeneity"], ceiling["completeness"]
+    (0.667, 1.0, 0.5)
+    """
+    cluster_sizes, label_sizes = (np.bincount(part) for part in _numbered(clusters, labels))
+    cluster, label = _entropy(cluster_sizes), _entropy(label_sizes)
+    named = np.sort(label_sizes)[::-1][: len(cluster_sizes)].sum() / label_sizes.sum()
+    parts = {"nmi": (cluster + label) / 2, "homogeneity": label, "completeness": cluster}
+    most = min(cluster, label)
+    return {"purity": float(named)} | {name: most / whole if whole > 0 else 1.0 for name, whole in parts.items()}
+
+
+def agreement_difference(
+    one: np.ndarray,
+    other: np.ndarray,
+    labels: Sequence[str] | np.ndarray,
+    *,
+    measure: str = "nmi",
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 200,
+    permutations: int = 100,
+    seed: int = 0,
+) -> Interval:
+    """How much further one clustering stands above its chance level than another of the same studies.
+
+    Both are measured on the same resamples and held against the same shuffles, so what makes a sample easy for both
+    drops out, and the interval is as a rule narrower than two intervals side by side suggest. The chance levels count
+    as known. Clusterings with different numbers of clusters have different ceilings (`agreement_ceiling`), too, and
+    no interval takes that out.
+
+    Args:
+        one: ``(N,)`` cluster numbers or names.
+        other: The same studies in other clusters.
+        labels: ``(N,)`` one label a study.
+        measure: One of ``AGREEMENT_MEASURES``.
+        groups: As in `cluster_agreement`; whole groups are drawn and shuffled.
+        resamples: Number of bootstrap resamples.
+        permutations: Number of label shuffles.
+        seed: Seed of both.
+
+    Returns:
+        ``one`` minus ``other``, with a normal interval; positive where ``one`` agrees better.
+
+    Raises:
+        ValueError: lengths differ or the measure is unknown.
+
+    >>> pure, crossed = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    >>> agreement_difference(pure, crossed, ["a", "a", "b", "b"], resamples=20).mean
+    1.0
+    """
+    if measure not in AGREEMENT_MEASURES:
+        raise ValueError(f"measure {measure!r} is not one of {', '.join(AGREEMENT_MEASURES)}")
+    (one, label_number), (other, _) = _numbered(one, labels), _numbered(other, labels)
+
+    def apart(rows: np.ndarray) -> float:
+        first, second = (_agreement(part[rows], label_number[rows], measure) for part in (one, other))
+        return first - second
+
+    found = bootstrap_interval(
+        apart, len(one), groups=groups, method="normal", resamples=resamples, seed=seed, bounds=(-1.0, 1.0)
+    )
+    shuffled = shuffled_labels(label_number, groups=groups, count=permutations, seed=seed)
+    chance = float(np.mean([_agreement(one, part, measure) - _agreement(other, part, measure) for part in shuffled]))
+    return Interval(found.mean - chance, found.low - chance, found.high - chance, found.n)
 
 
 def kmeans_prototypes(embeddings: Tensor, count: int, *, seed: int = 0, restarts: int = 4) -> Tensor:
@@ -302,6 +441,30 @@ def project(
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     a, b = (F.normalize(part.detach().float().cpu(), dim=-1) for part in (a, b))
     return a @ b.T
+
+
+def _numbered(clusters: np.ndarray, labels: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Only which studies share one counts, so -1 for "none" is a cluster like any other.
+    clusters, label_number = (np.unique(np.asarray(part), return_inverse=True)[1] for part in (clusters, labels))
+    if clusters.shape != label_number.shape or clusters.ndim != 1:
+        raise ValueError(f"{clusters.shape} clusters for {label_number.shape} labels")
+    return clusters, label_number
+
+
+def _sets_of_groups(groups: Sequence[Hashable]) -> list[list[list[int]]]:
+    """Rows of each group, in sets of groups that swap labels: with as many rows, or joined because they are too few."""
+    rows_of: dict[Hashable, list[int]] = {}
+    for row, name in enumerate(groups):
+        rows_of.setdefault(name, []).append(row)
+    sets: list[list[list[int]]] = [[]]
+    for rows in sorted(rows_of.values(), key=len):
+        if len(sets[-1]) >= FEWEST_SHUFFLED and len(sets[-1][-1]) < len(rows):
+            sets.append([])
+        sets[-1].append(rows)
+    if len(sets) > 1 and len(sets[-1]) < FEWEST_SHUFFLED:
+        few = sets.pop()
+        sets[-1] += few
+    return sets
 
 
 def _agreement(clusters: np.ndarray, labels: np.ndarray, name: str) -> float:
