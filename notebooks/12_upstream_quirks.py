@@ -625,31 +625,33 @@ print("not answered yet" if my_value is None else "right")
 
 # %% [markdown]
 # **2. Modify.** How many padded slots does it take until the word side of a model that knows nothing about a report
-# of ten words has doubled? Change the number until the cell says *doubled*.
+# of ten words has doubled? Put numbers in until the cell says *right*.
 
 # %%
-my_slots = 0  # padded slots behind ten words
-sides = []
+my_slots = None  # padded slots behind ten words
+slots, sides = my_slots or 0, []
 for padded_softmax in (False, True):
-    keep = torch.arange(10 + my_slots)[None] < 10
-    tokens = torch.ones(1, 10 + my_slots, 4), torch.ones(1, 3, 4)
+    keep = torch.arange(10 + slots)[None] < 10
+    tokens = torch.ones(1, 10 + slots, 4), torch.ones(1, 3, 4)
     parts = token_alignment_parts(
         *tokens, word_keep=keep, word_weight=None, patch_weight=None, padded_softmax=padded_softmax
     )
     sides.append(float(parts.word_side))
-assert sides[1] <= 2 * sides[0] + 0.01, "too many"
-print(f"{sides[0]:.3f} and {sides[1]:.3f}:", "doubled" if sides[1] > 2 * sides[0] - 0.01 else "not doubled yet")
+few, many = (f"{side:.3f}" for side in sides)
+assert sides[1] <= 2 * sides[0] + 0.01, f"too many: {few} became {many}"
+assert my_slots is None or sides[1] > 2 * sides[0] - 0.01, f"not doubled yet: {few} became {many}"
+print("not answered yet" if my_slots is None else f"right: {few} became {many}")
 
 # %% [markdown]
 # **3. Research.** How many seeds would this grid need to see a difference of 0.01 in the probe? The interval of a mean
 # difference over $n$ seeds is $\pm t\, s / \sqrt n$, with $s$ the spread of the differences from seed to seed; $t$ is 12.7
 # for two seeds, 4.3 for three, and nears 2 only for many. The cell takes $s$ from the grid where there is one, and looks for
-# the first $n$ whose interval reaches no further than your difference (up to 1,999; where that is too few, it stops). If the
-# true difference were just that, how often would such a grid find it? Plan a second grid: which variants, how many seeds, how
-# long?
+# the first $n$ whose interval reaches no further than your difference (up to 1,999). If the true difference were just that, in which
+# share of such grids would the interval leave out 0? Plan a second grid: which variants, how many seeds, how long?
 
 # %%
 my_difference = 0.01  # what you want to see
+my_share = None  # of grids that would find it, between 0 and 1
 found = differences(probe["10% of labels"])
 if len(found):
     from scipy.stats import t
@@ -657,10 +659,13 @@ if len(found):
     factor = t.ppf(0.975, found["n"] - 1)
     spread = (found["high"] - found["low"]) / 2 * np.sqrt(found["n"]) / factor
     enough = [t.ppf(0.975, n - 1) / n**0.5 for n in range(2, 2000)]
-    needed = [next(n for n, f in enumerate(enough, start=2) if f * s <= my_difference) for s in spread]
+    first = "2,000 or more"
+    needed = [next((n for n, f in enumerate(enough, start=2) if f * s <= my_difference), first) for s in spread]
     print(pd.DataFrame({"spread": spread.round(4), "seeds needed": needed}).set_index(found["variant"]))
 else:
     print("no grid here: assume a spread of 0.02 and do the sum on paper")
+assert my_share is None or abs(my_share - 0.5) <= 0.1, "not yet: where does the measured mean lie, as often as not?"
+print("not answered yet" if my_share is None else "right")
 
 # %% [markdown]
 # <details><summary>Solutions</summary>
