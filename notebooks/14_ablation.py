@@ -367,14 +367,17 @@ assert not answered or (abs(my_low - right.low) < 0.001 and abs(my_high - right.
 print("right" if answered else "not answered yet")
 
 # %% [markdown]
-# **2. Modify.** Is it CTA or CPA? The cell holds `all` against `ita+cta`: what prototypes add on top of tokens. Change the baseline and
-# the row it shows, so that it answers the question: does ITA gain more by tokens than by prototypes?
+# **2. Modify.** Is it CTA or CPA? Until you answer, the cell holds `all` against `ita+cta`: what prototypes add on top of tokens. Choose the
+# baseline and the row that answer the question: does ITA gain more by tokens than by prototypes?
 
 # %%
-my_baseline = "ita+cta"  # try the others
-words, _ = compare(probes, my_baseline)
-assert my_baseline not in words.index, "a variant has no difference to itself"
-words.loc[["all"]] if "all" in words.index else words
+my_baseline, my_row = None, None  # two of "ita", "ita+cta", "ita+cpa" and "all"
+words, _ = compare(probes, my_baseline or "ita+cta")
+answered = None not in (my_baseline, my_row)
+wanted = {"ita+cta", "ita+cpa"}  # ITA stands in both, so their difference is that of the two terms
+assert not answered or {my_baseline, my_row} == wanted, "not yet: what do the two differ by?"
+print("right" if answered else "not answered yet")
+words.reindex([my_row or "all"])
 
 # %% [markdown]
 # **3. Research.** Run more seeds, and see whether a sentence of section 4 changes. The cell checks that your folder has
@@ -391,7 +394,7 @@ print(f"own seeds: {new}" if new else "no seeds of your own yet: make grid VARIA
 # **1.** Mean .04, $s = .02$, half-width $4.303 \cdot .02 / \sqrt 3 = .0497$: from $-.010$ to $.090$. Three seeds that all
 # agree in sign, and still no verdict.
 #
-# **2.** `my_baseline = "ita+cpa"` and `words.loc[["ita+cta"]]`. In the committed trainings tokens are ahead with 10 % and 100 % of
+# **2.** `my_baseline, my_row = "ita+cpa", "ita+cta"`, or the other way round. In the committed trainings tokens are ahead with 10 % and 100 % of
 # CheXpert's labels, and nowhere else can it be told. At *RSNA 100%* the sentences of section 4 differ, and the terms cannot be told apart.
 # Then hold the row that the cell had first, `all` against `ita+cta`, against `ita+cpa` minus `ita` in section 4: if terms simply added
 # up, both would be the same difference.
