@@ -15,7 +15,7 @@ from mgca_lib.evaluation.intervals import Interval, bootstrap_interval, wilson_i
 
 AGREEMENT_MEASURES = ("purity", "nmi", "homogeneity", "completeness")
 FEWEST_SHUFFLED = 10
-"""Patients with the same number of studies swap labels; where fewer have it, the next number joins them."""
+"""So many patients, at least, swap labels with one another; see `shuffled_labels`."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +220,10 @@ def shuffled_labels(
     Studies of one patient look alike and share findings. Shuffled one by one, both are torn apart, and what a cluster
     of one patient's studies seems to know stands above chance though nothing was learned about findings. So patients
     are shuffled whole: each gets all labels of another with as many studies, in their order. Where fewer than
-    :data:`FEWEST_SHUFFLED` patients have a number of studies, those with the next number join them; their labels are
-    laid end to end in one random order and dealt out in another, and only there a patient's labels may be divided.
-    What goes along with the number of studies itself is not shuffled away.
+    :data:`FEWEST_SHUFFLED` patients have a number of studies, those with the next larger number join them (the last
+    ones join those before them). Their labels are laid end to end in one random order and dealt out in another, and
+    only there a patient's labels may be divided. What goes along with the number of studies itself is not shuffled
+    away.
 
     Args:
         labels: ``(N,)`` one label a study.
