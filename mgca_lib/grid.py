@@ -216,8 +216,9 @@ def measure_grounding(
     Returns:
         For each finding: ``grounding/FINDING/pointing``, ``/contrast`` and ``/iou`` with intervals over patients,
         ``/chance`` (of a blind guess) and, where another patient has the finding, ``/control`` (how often the same
-        maximum hits the masks of other patients); ``/near``, ``/near_chance`` and ``/near_control`` count maxima
-        beside the mask, too (:data:`mgca_lib.evaluation.grounding.TOLERANCE`). ``looks/rows`` and ``looks/columns``
+        maximum hits the masks of other patients) and ``/place_control`` (of those whose finding lies on the same side
+        and in the same zone); ``/near``, ``/near_chance`` and ``/near_control`` count maxima beside the mask, too
+        (:data:`mgca_lib.evaluation.grounding.TOLERANCE`). ``looks/rows`` and ``looks/columns``
         say how far down and to the right of its tile a patch looks, in tiles.
     """
     settings = model.config.model
@@ -321,4 +322,6 @@ def _by_finding(prefix: str, summaries: dict[str, GroundingSummary]) -> dict[str
         if np.isfinite(summary.control):
             found[f"{key}/control"] = summary.control
             found[f"{key}/near_control"] = summary.near_control
+        if np.isfinite(summary.place_control):
+            found[f"{key}/place_control"] = summary.place_control
     return found

@@ -346,8 +346,8 @@ def many(n, *, know, tmp_path):
         values[:, patch if know else 5] = 1
         maps[row] = values
         for position in (0, 1):
-            rows.append((row, f"p{row}", "nodule", "word", False, False, f"{row}.png", (position,)))
-    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions"]
+            rows.append((row, f"p{row}", "nodule", "word", False, False, f"{row}.png", (position,), "left", "upper"))
+    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions", "side", "zone"]
     phrases = Phrases(pd.DataFrame(rows, columns=columns), Path(folder), {})
     return ground_phrases(phrases, maps, stored_size=16, image_size=16)
 
@@ -383,8 +383,8 @@ def test_near_is_summed_up_with_its_own_chance_and_control(tmp_path):
         maps[row][0, 27] = 1
         own = np.argwhere(mask)
         shares.append(np.mean([np.hypot(*(own - place).T).min() <= 2 for place in np.ndindex(64, 64)]))
-        rows.append((row, f"p{row}", "pneumothorax", "word", False, False, f"{row}.png", (0,)))
-    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions"]
+        rows.append((row, f"p{row}", "pneumothorax", "word", False, False, f"{row}.png", (0,), "left", "apical"))
+    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions", "side", "zone"]
     phrases = Phrases(pd.DataFrame(rows, columns=columns), tmp_path, {})
     grounding = ground_phrases(phrases, maps, stored_size=64, image_size=64)
     part = summarise_grounding(grounding, resamples=10)["pneumothorax"]
@@ -392,6 +392,34 @@ def test_near_is_summed_up_with_its_own_chance_and_control(tmp_path):
     assert part.near.mean == pytest.approx(2 / 3)
     assert part.near_chance == pytest.approx(np.mean(shares))
     assert part.near_control == pytest.approx(np.mean([0.5, 0.5, 1.0]))
+
+
+def test_what_only_follows_the_side_is_no_better_than_its_place_control(tmp_path):
+    """Two patients a side, in different corners of it; the map always takes the upper one of the side in the phrase."""
+    rows, maps = [], {}
+    for row, (side, quarter, looks) in enumerate((("left", 1, 1), ("left", 3, 1), ("right", 0, 0), ("right", 2, 0))):
+        mask = np.zeros((16, 16), np.uint8)
+        mask[quarter // 2 * 8 :, quarter % 2 * 8 :][:8, :8] = 255
+        Image.fromarray(mask).save(tmp_path / f"{row}.png")
+        maps[row] = torch.full((1, 4), 0.01)
+        maps[row][0, looks] = 1
+        rows.append((row, f"p{row}", "nodule", "word", False, False, f"{row}.png", (0,), side, ""))
+    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions", "side", "zone"]
+    grounding = ground_phrases(
+        Phrases(pd.DataFrame(rows, columns=columns), tmp_path, {}), maps, stored_size=16, image_size=16
+    )
+    assert grounding.table["hit"].tolist() == [1, 0, 1, 0]
+    np.testing.assert_allclose(grounding.table["control"], [0, 1 / 3, 0, 1 / 3])
+    assert grounding.table["place_control"].tolist() == [0, 1, 0, 1]
+    part = summarise_grounding(grounding, resamples=10)["nodule"]
+    assert part.pointing.mean == part.place_control == 0.5
+    assert part.control == pytest.approx(1 / 6)
+    apart = [(*row[:-1], f"zone {number}") for number, row in enumerate(rows)]
+    alone = ground_phrases(
+        Phrases(pd.DataFrame(apart, columns=columns), tmp_path, {}), maps, stored_size=16, image_size=16
+    )
+    assert alone.table["place_control"].isna().all()
+    assert alone.table["control"].notna().all()
 
 
 def test_control_tells_knowledge_from_habit(tmp_path):

@@ -26,8 +26,8 @@ def phrases_of(folder, rows):
             for quarter in quarters:
                 mask[quarter // 2 * 8 :, quarter % 2 * 8 :][:8, :8] = 255
             Image.fromarray(mask).save(folder / name)
-        table.append((row, f"p{row}", finding, finding, False, not quarters, name, (0,)))
-    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions"]
+        table.append((row, f"p{row}", finding, finding, False, not quarters, name, (0,), "left", "upper"))
+    columns = ["row", "patient_id", "finding", "phrase", "uncertain", "negated", "mask", "positions", "side", "zone"]
     return Phrases(pd.DataFrame(table, columns=columns), folder, {})
 
 

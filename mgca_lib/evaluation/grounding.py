@@ -95,11 +95,14 @@ class Grounding:
 
     Attributes:
         table: One row a phrase: ``number`` (its row in the table of phrases; for boxes, the label's place among those
-            that were read), ``row``, ``patient_id``, ``finding``, ``phrase``, ``uncertain``, ``hit``, ``chance``,
-            ``contrast``, ``ceiling``: whether any map over the same patches could hit, and ``control``: how often the
-            same maximum hits the masks of the same finding in other patients (NaN without any). A model that only
-            knows where a finding usually lies has ``hit`` equal to ``control``.
-            ``near``, ``near_chance`` and ``near_control`` are the same with :data:`TOLERANCE`.
+            that were read), ``row``, ``patient_id``, ``finding``, ``phrase``, ``uncertain``, ``side``, ``zone``,
+            ``hit``, ``chance``, ``contrast``, ``ceiling``: whether any map over the same patches could hit, and
+            ``control``: how often the same maximum hits the masks of the same finding in other patients (NaN
+            without any). A model that only knows where a finding usually lies has ``hit`` equal to ``control``.
+            ``place_control`` asks only those other patients whose finding lies on the same ``side`` and in the same
+            ``zone`` (NaN without any, and for boxes, which have neither): what goes where the words send it, and
+            no closer, has ``hit`` equal to it. ``near``, ``near_chance`` and ``near_control`` are ``hit``, ``chance``
+            and ``control`` with :data:`TOLERANCE`.
         iou: ``(N, T)`` intersection over union at ``THRESHOLDS``.
         left_out: Number of phrases for each reason to leave them out.
     """
@@ -120,6 +123,7 @@ class GroundingSummary:
             lie between the centres of coarse patches, so it can be well below 1.
         control: Hit rate on the masks of the same finding in other patients; NaN where no other patient has
             it.
+        place_control: The same, of those other patients whose finding lies on the same side and in the same zone.
         contrast: Contrast-to-noise ratio with a bootstrap interval over patients.
         iou: Intersection over union with a bootstrap interval, at ``threshold``.
         iou_chance: Intersection over union of a map that marks the whole image.
@@ -135,6 +139,7 @@ class GroundingSummary:
     chance: float
     ceiling: float
     control: float
+    place_control: float
     contrast: Interval
     iou: Interval
     iou_chance: float
@@ -569,7 +574,7 @@ def ground_boxes(
             continue
         heats.append(heat)
         masks.append(mask)
-        found.append((number, rows[number], boxed.table["patient_id"].iat[number], label, text, False))
+        found.append((number, rows[number], boxed.table["patient_id"].iat[number], label, text, False, None, None))
     return _grounding(found, heats, masks, left_out, offset=offset)
 
 
@@ -690,14 +695,13 @@ def _ground(
             continue
         heats.append(heat)
         masks.append(mask)
-        rows.append(
-            (phrase.Index, phrase.row, phrase.patient_id, phrase.finding, phrase.phrase, bool(phrase.uncertain))
-        )
+        said = (phrase.finding, phrase.phrase, bool(phrase.uncertain), phrase.side, phrase.zone)
+        rows.append((phrase.Index, phrase.row, phrase.patient_id, *said))
     return _grounding(rows, heats, masks, left_out, grid=grid, offset=offset)
 
 
 def _grounding(
-    rows: Sequence[tuple[int, int, str, str, str, bool]],
+    rows: Sequence[tuple[int, int, str, str, str, bool, str | None, str | None]],
     heats: Sequence[Tensor],
     masks: Sequence[np.ndarray],
     left_out: dict[str, int],
@@ -712,18 +716,22 @@ def _grounding(
         score_region(enlarge_map(heat, image_size=len(mask), **place), mask)
         for heat, mask in zip(heats, masks, strict=True)
     ]
-    table = pd.DataFrame(rows, columns=["number", "row", "patient_id", "finding", "phrase", "uncertain"])
+    table = pd.DataFrame(
+        rows, columns=["number", "row", "patient_id", "finding", "phrase", "uncertain", "side", "zone"]
+    )
     for name in ("hit", "chance", "contrast", "near", "near_chance"):
         table[name] = [float(getattr(score, name)) for score in scores]
     table["ceiling"] = [float(can_hit(mask, len(heat), **place)) for heat, mask in zip(heats, masks, strict=True)]
-    table["control"] = _control(table, scores, masks)
-    table["near_control"] = _control(table, scores, [_widened(mask) for mask in masks])
+    table["control"] = _control(table, ["finding"], scores, masks)
+    table["place_control"] = _control(table, ["finding", "side", "zone"], scores, masks)
+    table["near_control"] = _control(table, ["finding"], scores, [_widened(mask) for mask in masks])
     return Grounding(table, np.stack([score.iou for score in scores]), left_out)
 
 
 def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) -> GroundingSummary:
     patients = table["patient_id"].to_numpy()
-    averaged = ["hit", "chance", "ceiling", "contrast", "control", "near", "near_chance", "near_control"]
+    controls = ["control", "place_control", "near_control"]
+    averaged = ["hit", "chance", "ceiling", "contrast", "near", "near_chance", *controls]
     means = table.groupby(patients)[averaged].mean()
     iou = pd.DataFrame(iou).groupby(patients).mean().to_numpy()
     best = int(iou.mean(axis=0).argmax())
@@ -734,6 +742,7 @@ def _summarise(table: pd.DataFrame, iou: np.ndarray, resamples: int, seed: int) 
         chance=float(means["chance"].mean()),
         ceiling=float(means["ceiling"].mean()),
         control=float(means["control"].mean()),
+        place_control=float(means["place_control"].mean()),
         contrast=bootstrap_interval(lambda rows: contrast[rows].mean(), n, resamples=resamples, seed=seed),
         iou=bootstrap_interval(lambda rows: iou[rows, best].mean(), n, resamples=resamples, seed=seed),
         iou_chance=float(iou[:, 0].mean()),
@@ -760,11 +769,14 @@ def _widened(mask: np.ndarray) -> np.ndarray:
     return distance_transform_edt(~mask) <= TOLERANCE * max(mask.shape)
 
 
-def _control(table: pd.DataFrame, scores: Sequence[RegionScore], masks: Sequence[np.ndarray]) -> np.ndarray:
+def _control(
+    table: pd.DataFrame, alike: list[str], scores: Sequence[RegionScore], masks: Sequence[np.ndarray]
+) -> np.ndarray:
+    """How often each maximum hits the masks of other patients whose rows agree in the columns ``alike``."""
     control = np.full(len(table), np.nan)
     patients = table["patient_id"].to_numpy()
     peaks = np.array([score.peak for score in scores])
-    for _, rows in table.groupby("finding").indices.items():
+    for rows in table.groupby(alike).indices.values():
         stack = np.stack([masks[row] for row in rows])
         for row in rows:
             others = patients[rows] != patients[row]
