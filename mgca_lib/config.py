@@ -51,7 +51,7 @@ def _is_finite(value: Any) -> bool:
 
 LATER: Mapping[str, Any] = MappingProxyType(
     {"chunk_size": 0, "stem_width": 0, "local_stride": 16, "word_window": 0, "mlm_epochs": 0, "text_rate_factor": 1.0}
-    | {"separator_word": False, "skip_denied_words": False}
+    | {"separator_word": False, "skip_denied_words": False, "local_context": False}
 )
 """Settings that older checkpoints and runs do not name, with what was done then."""
 
@@ -82,6 +82,9 @@ class ModelConfig:
     local_stride: int = _setting(
         16,
         "stride of the CNN stage that patches come from; 8: four times as many, and each sees less; 16: as published",
+    )
+    local_context: bool = _setting(
+        False, "a patch of a finer stage also holds what the stage of stride 16 sees at its place; CNN only"
     )
     stored_size: int = _setting(256, "side of the padded square image before cropping, pixels")
     image_size: int = _setting(224, "side of the crop that the encoder sees, pixels")

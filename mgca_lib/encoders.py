@@ -23,6 +23,8 @@ from mgca_lib.config import ModelConfig
 from mgca_lib.data.tokenization import NO_WORD
 from mgca_lib.messages import first_line, local_fault
 
+CONTEXT_STRIDE = 16
+"""Stride of the published patches, and of what ``local_context`` puts beside finer ones."""
 LENGTH_GROUPS = 4
 """In training on a CPU the reports of a batch are read in so many groups of about equal length, which saves most of the
 work on padding. Not on a GPU: it would have to wait for the lengths, and whether that pays has not been measured."""
@@ -55,9 +57,11 @@ class ImageEncoder(nn.Module):
 
     A ViT gives its class token as ``pooled`` and its patch tokens as ``local``; the weight of a patch is the
     head-averaged attention that the class token pays to it in the last block. A CNN gives its average-pooled last
-    stage and the cells of an earlier one (stride 16 as upstream, unless asked otherwise), with equal weights. Differs
-    from upstream: the attention row is recomputed without gradient from the last block's input, so that every block
-    keeps its fused attention (on a GPU; a CPU is faster without).
+    stage and the cells of an earlier one (stride 16 as upstream, unless asked otherwise), with equal weights. With
+    ``local_context`` a cell of a finer stage is followed by the cell of stride 16 at its place, enlarged bilinearly: it
+    says more exactly where, and has seen as much around it. Differs from upstream: the attention row is recomputed
+    without gradient from the last block's input, so that every block keeps its fused attention (on a GPU; a CPU is
+    faster without).
 
     Args:
         backbone: timm model name.
@@ -66,6 +70,7 @@ class ImageEncoder(nn.Module):
         channels: Channels per stage, for timm ResNets only; empty: as published.
         stem_width: Channels of the stem's first layers, for timm ResNets only; 0: as published.
         local_stride: Stride of the CNN stage that ``local`` comes from.
+        local_context: Put what the stage of stride 16 sees beside it; for a finer ``local_stride`` only.
         upsample_to: Resize the input to this side first (upstream's ResNet-50 uses 299); 0: off.
 
     Attributes:
@@ -91,10 +96,12 @@ class ImageEncoder(nn.Module):
         channels: tuple[int, ...] = (),
         stem_width: int = 0,
         local_stride: int = 16,
+        local_context: bool = False,
         upsample_to: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.local_context = local_context
         self.upsample_to = upsample_to
         self.trunk = _build_trunk(backbone, pretrained, upsample_to or image_size, tuple(channels), stem_width)
         self.is_vit = getattr(self.trunk, "cls_token", None) is not None
@@ -118,22 +125,29 @@ class ImageEncoder(nn.Module):
         """Take the patches from the CNN stage of this stride; a ViT has no stages and accepts 16 alone.
 
         Raises:
-            EncoderError: there is no such stage.
+            EncoderError: there is no such stage, or none with more context.
         """
         if self.is_vit:
-            if stride != 16:
-                raise EncoderError(f"local_stride = {stride}: backbone {self.backbone!r} has one stage; leave it at 16")
-            self.stage, self.local_dim = -1, self.trunk.num_features
+            if stride != CONTEXT_STRIDE or self.local_context:
+                asked = f"local_stride = {stride}" if stride != CONTEXT_STRIDE else "local_context = True"
+                raise EncoderError(f"{asked}: backbone {self.backbone!r} has one stage; leave it as it is")
+            self.stages, self.local_dim = (-1,), self.trunk.num_features
             return
+        if self.local_context and stride >= CONTEXT_STRIDE:
+            raise EncoderError(f"local_context = True: needs a local_stride below {CONTEXT_STRIDE}, got {stride}")
+        wanted = (stride, CONTEXT_STRIDE) if self.local_context else (stride,)
+        self.stages = tuple(self._last_stage(one) for one in wanted)
+        self.local_dim = sum(self.trunk.feature_info[stage]["num_chs"] for stage in self.stages)
+
+    def _last_stage(self, stride: int) -> int:
+        """Number of the last stage of a stride: every block of a ViT without class token has the same one."""
         stages = [info["reduction"] for info in self.trunk.feature_info]
         if stride not in stages:
             raise EncoderError(
                 f"local_stride = {stride}: backbone {self.backbone!r} has no stage of that stride for patches; it has "
                 f"{', '.join(map(str, sorted(set(stages))))}"
             )
-        # The last such stage: every block of a ViT without class token has the same stride.
-        self.stage = len(stages) - 1 - stages[::-1].index(stride)
-        self.local_dim = self.trunk.feature_info[self.stage]["num_chs"]
+        return len(stages) - 1 - stages[::-1].index(stride)
 
     def forward(self, images: Tensor) -> Tokens:
         """Encode ``(B, 1 or 3, S, S)`` float images in [-1, 1] to unprojected tokens."""
@@ -149,8 +163,9 @@ class ImageEncoder(nn.Module):
 
     def _encode_cnn(self, images: Tensor) -> Tokens:
         images = images.contiguous(memory_format=torch.channels_last)
-        last, (cells,) = self.trunk.forward_intermediates(images, indices=[self.stage])
-        local = cells.flatten(2).transpose(1, 2)
+        last, (cells, *context) = self.trunk.forward_intermediates(images, indices=list(self.stages))
+        wide = [F.interpolate(part, size=cells.shape[-2:], mode="bilinear") for part in context]
+        local = torch.cat([cells, *wide], dim=1).flatten(2).transpose(1, 2)
         keep = torch.ones(local.shape[:2], dtype=torch.bool, device=local.device)
         return Tokens(
             pooled=self.trunk.forward_head(last, pre_logits=True),
@@ -380,6 +395,7 @@ def build_image_encoder(config: ModelConfig) -> ImageEncoder:
         channels=tuple(config.backbone_channels),
         stem_width=config.stem_width,
         local_stride=config.local_stride,
+        local_context=config.local_context,
         upsample_to=config.upsample_to,
     )
 

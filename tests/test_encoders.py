@@ -103,6 +103,36 @@ def test_patches_of_another_stage():
         ImageEncoder("test_vit", pretrained=False, image_size=64, local_stride=8)
 
 
+def test_finer_patches_with_context():
+    """A cell of stride 8, and behind it the map of stride 16, which four neighbours share bilinearly."""
+    settings = {"channels": (8, 16, 24, 40), "pretrained": False, "image_size": 64}
+    torch.manual_seed(0)
+    both = ImageEncoder("resnet10t", local_stride=8, local_context=True, **settings).eval()
+    torch.manual_seed(0)
+    fine = ImageEncoder("resnet10t", local_stride=8, **settings).eval()
+    torch.manual_seed(0)
+    coarse = ImageEncoder("resnet10t", **settings).eval()
+    with torch.no_grad():
+        tokens, narrow, wide = both(images()), fine(images()), coarse(images())
+    assert both.local_dim == 16 + 24
+    assert tokens.local.shape == (2, 64, 40)
+    assert torch.equal(tokens.pooled, coarse(images()).pooled)
+    assert torch.equal(tokens.local[..., :16], narrow.local)
+    grid = wide.local.unflatten(1, (4, 4))
+    # The middle of fine cell (2, 5) lies a quarter of a coarse cell up from that of (1, 2) and as much to the right.
+    expected = 0.75 * (0.75 * grid[:, 1, 2] + 0.25 * grid[:, 1, 3]) + 0.25 * (
+        0.75 * grid[:, 0, 2] + 0.25 * grid[:, 0, 3]
+    )
+    torch.testing.assert_close(tokens.local[:, 2 * 8 + 5, 16:], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        tokens.local[:, 0, 16:], grid[:, 0, 0], rtol=1e-5, atol=1e-6
+    )  # a corner has none but its own
+    with pytest.raises(EncoderError, match=r"local_context = True: needs a local_stride below 16, got 16"):
+        both.set_local_stride(16)
+    with pytest.raises(EncoderError, match=r"local_context = True: backbone 'test_vit' has one stage"):
+        ImageEncoder("test_vit", pretrained=False, image_size=64, local_context=True)
+
+
 def stem(trunk: torch.nn.Module, films: torch.Tensor) -> torch.Tensor:
     return trunk.act1(trunk.bn1(trunk.conv1(films.expand(-1, 3, -1, -1))))
 
