@@ -111,7 +111,7 @@ EXAMPLES = {
 
 def pointing(mean):
     hits = Interval(mean, mean - 0.05, mean + 0.05, 9)
-    return GroundingSummary(hits, 0.05, 0.95, 0.1, hits, hits, 0.1, 0.5, 9, hits, 0.1, 0.2)
+    return GroundingSummary(hits, 0.05, 0.95, 0.1, 0.15, hits, hits, 0.1, 0.5, 9, hits, 0.1, 0.2)
 
 
 def texts(figure):
