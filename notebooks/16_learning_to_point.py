@@ -18,7 +18,8 @@
 # **After this notebook you can** (1) tell what new heads on frozen encoders show from what training from the start shows,
 # (2) read a change that has several parts step by step, within seeds, (3) say what "no worse" means and which end of an interval
 # decides it, (4) tell a map that has found the finding of *its* film from one that knows the usual place, (5) explain why words that
-# a report denies must not be asked to point, and (6) say what three seeds cannot carry.
+# a report denies must not be asked to point, (6) tell how exactly a patch says where from how far it has seen, and (7) say what
+# three seeds cannot carry.
 #
 # - **First read** [14 Ablation](14_ablation.ipynb), which compares within seeds, and [15 Grounding](15_grounding.ipynb), which derives
 #   the losses and measures what patches and words have seen.
@@ -78,11 +79,11 @@ pd.set_option("display.max_colwidth", None)  # sentences stand in tables below
 terms = load_grid(run.root, run.profile, GRID_DIR, kind="terms")
 inputs = load_grid(run.root, run.profile, GRID_DIR, kind="inputs")
 denials = load_grid(run.root, run.profile, GRID_DIR, kind="denials")
-long = load_grid(run.root, run.profile, kind="long")
+all_long = load_grid(run.root, run.profile, kind="long")
 long_denials = load_grid(run.root, run.profile, kind="long_denials")
 own_data = run.studies("mimic_cxr").card.table_sha256
 rows = {}
-tables = {"terms": terms, "inputs": inputs, "denials": denials, "long": long, "long_denials": long_denials}
+tables = {"terms": terms, "inputs": inputs, "denials": denials, "long": all_long, "long_denials": long_denials}
 for kind, table in tables.items():
     cells = committed_cells(run.root, kind)
     rows[kind] = {
@@ -117,6 +118,9 @@ called = {
     NEW: "grounded, all steps",
     "cta_grounded-affirmed": "grounded, affirmed",
     f"{NEW}-affirmed": "grounded, all steps, affirmed",
+    "cta_grounded-window-mlm-affirmed": "grounded, near and masked, affirmed",
+    "cta_grounded-stride-8-affirmed": "grounded, finer, affirmed",
+    "cta_grounded-context-affirmed": "grounded, finer with context, affirmed",
 }
 
 
@@ -232,7 +236,7 @@ differences(inputs, steps, metrics | yardsticks, "inputs")
 
 # %%
 LONG = ("all", "cta_grounded", NEW)
-long = long[long["variant"].isin(LONG)]  # more may lie among your own
+long = all_long[all_long["variant"].isin(LONG)]  # the others wait for section 12
 long_rows = pointing(long, LONG, "long")
 figure = figures.interval_dots(long_rows, value_label=hit_rate)
 run.show(figure, "long", "Pointing after as many passes as notebook 06 makes, over seeds, beside chance.")
@@ -316,22 +320,22 @@ against_target(long, "target")
 
 
 # %%
-def own_or_usual(table, places, key):
+def own_or_usual(table, places, key, control="control"):
     """Hit rates, those in the findings of other patients, and their difference within seeds."""
     rows, chance = {}, chances(table)
     wide = table.pivot_table(index=["variant", "seed"], columns="metric", values="value")
     for (label, place), variant in ((one, name) for one in places.items() for name in wide.index.unique("variant")):
-        own = wide.loc[variant].reindex(columns=[f"{place}/pointing", f"{place}/control"]).dropna()
-        hit, control = (own[column].tolist() for column in own)
+        own = wide.loc[variant].reindex(columns=[f"{place}/pointing", f"{place}/{control}"]).dropna()
+        hit, elsewhere = (own[column].tolist() for column in own)
         if len(own) < 2:
             print(f"{label}, {called[variant]}: fewer than two seeds have it")
             continue
-        gain = t_interval([one - other for one, other in zip(hit, control, strict=True)])
+        gain = t_interval([one - other for one, other in zip(hit, elsewhere, strict=True)])
         run.record(f"{key}/{variant}/{place.replace('/', '_')}", gain.as_metric())
         rows[label, called[variant]] = {
             "hit rate": str(t_interval(hit, bounds=(0, 1))),
             "chance": f"{chance[f'{place}/chance']:.3f}",
-            "in those of others": f"{sum(control) / len(control):.3f}",
+            "in those of others": f"{sum(elsewhere) / len(elsewhere):.3f}",
             "own minus others": f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})",
         }
     return pd.DataFrame(rows).T
@@ -548,15 +552,83 @@ own_or_usual(long_denials, phantoms, "long_denials/own")
 # With two seeds an interval says next to nothing ($t$ is 12.7), so read *all steps* seed by seed. If nearly all rows rise by
 # the steps and one falls, the one is the question. In the committed runs the loss alone finds a pneumothorax with each of its seeds, and with
 # all steps every seed stays between chance and about twice chance, with denials or without: denials were one obstacle, and the steps bring
-# another. They came together, so which of them it is has not been shown. (One of the two runs stopped two passes short, since its
-# validation loss no longer fell.) One suspicion: a patch of stride 8 has seen a small square (notebook 15, section 2), in which the edge of a
-# lung may have no room beside what is missing behind it. Heads that are *told* where a pneumothorax is do find it on such patches (notebook
-# 15, section 6), but words are told only *that* there is one, and have to find out where.
+# another. (One of the two runs stopped two passes short, since its validation loss no longer fell.)
 #
-# So consolidation and nodule reach the target of section 6 either way, effusion comes nearest with the steps, pneumothorax without them, and
-# no training that was made here reaches all four.
+# ## 12. Patches that say exactly where, and have seen more
 #
-# ## 12. A failure, looked at: what one seed would have told
+# Which of the steps is in the way? Two trainings take them apart, with the loss alone beside them on the computer of section 5, one seed
+# each: *near and masked* words on coarse patches, and *finer* patches with words as they were. **Guess before you run the next cell**: which
+# of the two still finds a pneumothorax?
+
+# %%
+FINER, CONTEXT = "cta_grounded-stride-8-affirmed", "cta_grounded-context-affirmed"
+one_by_one = all_long[all_long["variant"].isin([AFFIRMED, "cta_grounded-window-mlm-affirmed", FINER])]
+against_target(one_by_one, "apart/target")
+
+# %% [markdown]
+# In the committed runs, neither does. That is one seed each; but the long runs with both, of sections 6 and 11, stand beside it, and no seed of
+# them gets far beyond twice chance either.
+#
+# For the finer patches there is a suspicion. A patch of stride 8 has seen a small square (notebook 15, section 2). What makes a pneumothorax is an
+# edge with *nothing behind it up to the ribs*, and a small square holds the one or the other. So the words find the edge where they can,
+# from whichever side, or something else. Heads that are *told* where a pneumothorax is manage on such patches (notebook 15, section 6), but words
+# are told only *that* there is one, and have to find out where.
+#
+# If that is so, then the remedy is not to go back to coarse patches, which cannot say exactly where, but to let a fine patch know what the
+# coarse one at its place has seen. `local_context=True` does it: the map of stride 16, enlarged, is put behind the map of stride 8, and the
+# head of the patches reads both. Nothing else changes: not the trunk, not the words, not the loss. (Detectors do much the same between the
+# levels of their feature pyramid; Lin et al., 2017.)
+#
+# **Guess before you run the next cells**: what does this do to a pneumothorax? To a nodule, for which small squares are good? And will the
+# probe, which never sees a patch, be the same?
+
+# %%
+with_context = all_long[all_long["variant"].isin(["cta_grounded", CONTEXT])]
+rows = pointing(with_context, ("cta_grounded", CONTEXT), "context")
+figure = figures.interval_dots(rows, value_label=hit_rate)
+run.show(figure, "context", "Pointing after eighteen passes: the loss alone, and without denials on fine patches that have seen more.")
+
+# %%
+context_steps = {"finer patches with context, no denials": ("cta_grounded", CONTEXT)}
+differences(with_context, context_steps, metrics | yardsticks, "context")
+
+# %% [markdown]
+# All of these were trained on one kind of computer, so the differences are taken within seeds. Read the findings first, then hold the
+# lower ends of the probe's rows against your margin of section 3. Now the target:
+
+# %%
+against_target(with_context, "context/target")
+
+# %% [markdown]
+# In the committed runs consolidation, nodule and pneumothorax reach the target with every seed. Effusion does with one of three, and its mean
+# falls short: one training reaches all four at once, and that the mean of many would is not shown. Now look back at the table at the top of
+# this section. Loss, words and trunk are the same as for *finer*, where a pneumothorax was out of reach. So it had been beyond neither
+# the films nor the reports: it fits the suspicion that no single patch had held both sides of the edge.
+#
+# And is it *this* film that is read? Section 7 left one thing open: phrases name sides and zones, and whoever looks where the words send him
+# beats a control that lies anywhere. So here is a stricter one: how often the same brightest pixel lies in the finding of those
+# *other patients who have it on the same side and in the same zone*. What only follows the words is no better than this.
+
+# %%
+new_only = with_context[with_context["variant"] == CONTEXT]  # earlier cells were not measured with this control
+own_or_usual(new_only, phantoms, "context/own", control="place_control")
+
+# %% [markdown]
+# *In those of others* now says how far side and zone alone would get a reader who never looked. Where the last column lies above
+# zero, the film was read; where it holds zero, as it may where seeds disagree, that is left open. Knowing side and zone is worth little for a
+# nodule and much for a consolidation: why? (Think of their sizes.)
+#
+# Last, the films of patients, where the words are the name of the label alone, against the control of section 7. **Guess**: do words that find
+# so much on phantoms find anything there?
+
+# %%
+own_or_usual(with_context, {"patients: all": "boxes/all"}, "context/patients")
+
+# %% [markdown]
+# If the last column holds zero, what was learned on phantoms has stayed with the phantoms, however well it points at home. Hold the hit rate
+# against chance, too: a model may look at a wrong place reliably. Notebook 13 shows how far patients are from phantoms.
+#
+# ## 13. A failure, looked at: what one seed would have told
 #
 # On which finding do the seeds of the new training disagree? Here is what each of them alone would have let you write about it. *Points*
 # means more than twice chance, a line that was drawn before looking. Look how close a seed lies to it before you believe its verdict. (Where all agree, the finding with the lowest hit rate is shown.)
@@ -576,23 +648,25 @@ run.record(f"story/{NEW}/{worst}/times_chance", spread.as_metric())
 # The interval is the honest sentence about the mean. Where the lines above it disagree, each of them is an anecdote; where they agree, three are
 # still few.
 #
-# ## 13. What we showed, and what not
+# ## 14. What we showed, and what not
 #
 # **Shown.** Trainings from the start with three token losses, over seeds, with their probes. What finer patches, words that read little and
 # masked words first are worth after six passes, and what the loss and all of them together are worth after eighteen, with their cost. How often a
 # map finds the finding of its film rather than the usual place, on phantoms and on patients. How many of the words that should point have
 # nothing to point at, and what leaving them out is worth: after six passes nothing that could be told, after eighteen much of what words find, of a
-# pneumothorax above all.
+# pneumothorax above all. That without denials, and on fine patches which also hold what coarse ones have seen, words point at all four
+# findings, over all of them more often than side and zone explain, with a probe that is no worse on CheXpert.
 #
-# **Not shown.** Which of the three steps the long runs owe anything to, and which of them keeps words from a pneumothorax. What leaving out denials is
-# worth within seeds after eighteen passes: the two sides were trained on two kinds of computer. That a map which beats the control has read
-# the film and not the side in the phrase. Anything about real reports, which say less plainly what they see.
+# **Not shown.** How much of it is the context: *finer* without it has one seed. Which of the two ways of reading, near words or masked words
+# first, keeps words from a pneumothorax, and what they would do to patches with context. What leaving out denials is worth within seeds
+# after eighteen passes: the two sides were trained on two kinds of computer. That words point at anything on films of patients. Anything about
+# real reports, which say less plainly what they see.
 #
 # **Where it breaks.** Findings that are seen by an edge. Findings that come together, of which words may take either. Three seeds, where runs
 # disagree.
 
 # %%
-_ = run.finish(question="Can a model be trained to point?", headline=f"long/{NEW}/all/pointing")
+_ = run.finish(question="Can a model be trained to point?", headline=f"context/{CONTEXT}/all/pointing")
 
 # %% [markdown]
 # ## Exercises
@@ -666,6 +740,7 @@ else:
 # - Devlin et al., *BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding*, NAACL 2019: masked words.
 # - Huang et al., *GLoRIA: A Multimodal Global-Local Representation Learning Framework for Label-efficient Medical Image
 #   Recognition*, ICCV 2021.
+# - Lin et al., *Feature Pyramid Networks for Object Detection*, CVPR 2017: coarse maps, enlarged, beside fine ones.
 # - Wang et al., *Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning*,
 #   NeurIPS 2022, arXiv 2210.06044.
 # - Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016: the pointing game, with a tolerance.
