@@ -586,7 +586,11 @@ against_target(one_by_one, "apart/target")
 with_context = all_long[all_long["variant"].isin(["cta_grounded", CONTEXT])]
 rows = pointing(with_context, ("cta_grounded", CONTEXT), "context")
 figure = figures.interval_dots(rows, value_label=hit_rate)
-run.show(figure, "context", "Pointing after eighteen passes: the loss alone, and without denials on fine patches that have seen more.")
+run.show(
+    figure,
+    "context",
+    "Pointing after eighteen passes: the loss alone, and without denials on fine patches that have seen more.",
+)
 
 # %%
 context_steps = {"finer patches with context, no denials": ("cta_grounded", CONTEXT)}
