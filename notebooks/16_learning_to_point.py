@@ -607,7 +607,9 @@ against_target(with_context, "context/target")
 # In the committed runs consolidation, nodule and pneumothorax reach the target with every seed. Effusion does with one of three, and its mean
 # falls short: one training reaches all four at once, and that the mean of many would is not shown. Now look back at the table at the top of
 # this section. Loss, words and trunk are the same as for *finer*, where a pneumothorax was out of reach. So it had been beyond neither
-# the films nor the reports: it fits the suspicion that no single patch had held both sides of the edge.
+# the films nor the reports: it fits the suspicion that no single patch had held both sides of the edge. (How these numbers came about:
+# context was one of several ideas, and seed 42 was looked at on these test phrases before the other two seeds were trained. So take
+# 42 as the one that chose, and 43 and 44 as the ones that confirm.)
 #
 # And is it *this* film that is read? Section 7 left one thing open: phrases name sides and zones, and whoever looks where the words send him
 # beats a control that lies anywhere. So here is a stricter one: how often the same brightest pixel lies in the finding of those
