@@ -22,7 +22,7 @@
 # that was told the truth.
 #
 # - **First read** [04 Token alignment](04_token_alignment.ipynb), which measures that the published maps do not point.
-# - **Time** `smoke` about 30 s, `demo` about six minutes on two CPU cores (nine without bf16), once notebook 06 has trained its model.
+# - **Time** `smoke` about 30 s, `demo` about seven minutes on two CPU cores (nine without bf16), once notebook 06 has trained its model.
 # - **Data** the phantom MIMIC-CXR of notebook 01 with its true masks; boxes that radiologists drew on films of patients,
 #   if notebook 13 found any.
 # - **Departures from upstream** two token losses that MGCA does not have, `cta_grounded` and GLoRIA's local loss.
