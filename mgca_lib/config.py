@@ -84,7 +84,7 @@ class ModelConfig:
         "stride of the CNN stage that patches come from; 8: four times as many, and each sees less; 16: as published",
     )
     local_context: bool = _setting(
-        False, "a patch of a finer stage also holds what the stage of stride 16 sees at its place; CNN only"
+        False, "patches of a CNN's finer stage (local_stride below 16) also hold what that of stride 16 sees there"
     )
     stored_size: int = _setting(256, "side of the padded square image before cropping, pixels")
     image_size: int = _setting(224, "side of the crop that the encoder sees, pixels")

@@ -128,9 +128,10 @@ class ImageEncoder(nn.Module):
             EncoderError: there is no such stage, or none with more context.
         """
         if self.is_vit:
-            if stride != CONTEXT_STRIDE or self.local_context:
-                asked = f"local_stride = {stride}" if stride != CONTEXT_STRIDE else "local_context = True"
-                raise EncoderError(f"{asked}: backbone {self.backbone!r} has one stage; leave it as it is")
+            if stride != 16:
+                raise EncoderError(f"local_stride = {stride}: backbone {self.backbone!r} has one stage; leave it at 16")
+            if self.local_context:
+                raise EncoderError(f"local_context = True: backbone {self.backbone!r} has one stage; leave it False")
             self.stages, self.local_dim = (-1,), self.trunk.num_features
             return
         if self.local_context and stride >= CONTEXT_STRIDE:
